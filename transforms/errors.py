@@ -1,0 +1,50 @@
+"""Every error distilbeam raises on purpose.
+
+    DistilbeamError
+    +-- SettingsError      a setting is wrong; raised while the pipeline is built where that is possible
+    +-- InputError         an input cannot be found, opened or read
+    +-- CheckpointError    a model folder is missing, damaged, unsafe or not a DistilBERT
+    +-- OutputError        an output folder cannot be written or committed
+    |   +-- OutputExistsError
+    +-- RejectLimitError   more rows were set aside than ``max_rejects`` allows
+
+A message names the value, what is allowed and the cure. It never holds the text of a document.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "DistilbeamError",
+    "InputError",
+    "OutputError",
+    "OutputExistsError",
+    "RejectLimitError",
+    "SettingsError",
+]
+
+
+class DistilbeamError(Exception):
+    """Base of all errors raised by distilbeam."""
+
+
+class SettingsError(DistilbeamError, ValueError):
+    """A setting is wrong."""
+
+
+class InputError(DistilbeamError):
+    """An input cannot be found, opened or read."""
+
+
+class CheckpointError(DistilbeamError):
+    """A checkpoint is missing, damaged, unsafe or not a DistilBERT."""
+
+
+class OutputError(DistilbeamError):
+    """An output folder cannot be written or committed."""
+
+
+class OutputExistsError(OutputError):
+    """The output folder already holds an output."""
+
+
+class RejectLimitError(DistilbeamError):
+    """More rows were set aside than the job allows."""

@@ -1,0 +1,115 @@
+"""Where the rows of a record batch come from, carried in the schema metadata of the batch itself.
+
+Every stage passes the metadata on (Arrow keeps it through ``append_column``, ``filter`` and ``slice``), so that each
+row can be named, each split can be counted out (rows read = rows written + rejects) and nothing has to travel beside
+the batches.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = ["ROW", "Provenance", "Reject"]
+
+ROW = "_row"
+"""Name of the int64 column with each row's position in its source; never written to the output."""
+
+_KEY = b"distilbeam"
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """One row set aside.
+
+    Attributes:
+        stage: ``read``, ``text``, ``tokenize`` or ``model``.
+        error: error class, such as ``JSONDecodeError``.
+        reason: one sentence without any text of the document.
+        row: position of the row, counted as ``ROW`` is; None where it is unknown.
+        id: value of the id column as text, if there is one.
+        length: length of the offending text or line in bytes, if known.
+        text: the text itself, only where the user asked for it.
+    """
+
+    stage: str
+    error: str
+    reason: str
+    row: int | None = None
+    id: str | None = None
+    length: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What is known of a record batch besides its columns.
+
+    Attributes:
+        source: path or URL of the file.
+        split: id of the split, equal for equal input and reading settings.
+        ordinal: position of the split in the plan, from 0.
+        splits: number of splits in the plan.
+        part: position of the part (a range of one file) inside the split.
+        sequence: position of the batch inside the split, from 0.
+        last: whether this is the split's last batch. Every split has one, with zero rows if need be.
+        seen: rows read so far from this part, good and bad, so the last batch of a part tells its total.
+        unit: what ``ROW`` counts: ``row`` (records from 0) or ``line`` (physical lines from 1).
+        relative: whether ``ROW`` counts from the start of the part, because the file's rows before it are unknown.
+        finished: the split needs no work, since the output already has it; the batch has no rows.
+        text: the text columns, joined in this order.
+        separator: what joins several text columns.
+        id: the id column, if any.
+        transient: columns that are read for the model and not written.
+        rejects: rows of the split set aside since the previous batch.
+        model: identity of the checkpoint and settings of the features, once a model has seen the batch.
+    """
+
+    source: str
+    split: str
+    ordinal: int = 0
+    splits: int = 1
+    part: int = 0
+    sequence: int = 0
+    last: bool = False
+    seen: int = 0
+    unit: str = "row"
+    relative: bool = False
+    finished: bool = False
+    text: tuple[str, ...] = ()
+    separator: str = " "
+    id: str | None = None
+    transient: tuple[str, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+    model: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> Provenance | None:
+        """The provenance of a batch, or None if it has none."""
+        encoded = (batch.schema.metadata or {}).get(_KEY)
+        if encoded is None:
+            return None
+        fields = json.loads(encoded)
+        for name in ("text", "transient"):
+            fields[name] = tuple(fields[name])
+        fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
+        return cls(**fields)
+
+    def attach(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with this provenance in place of its own."""
+        metadata = dict(batch.schema.metadata or {})
+        metadata[_KEY] = json.dumps(asdict(self), separators=(",", ":")).encode()
+        return batch.replace_schema_metadata(metadata)
+
+    def reject(self, *rejects: Reject) -> Provenance:
+        """This provenance with more rejects."""
+        return replace(self, rejects=self.rejects + rejects)
+
+    @staticmethod
+    def strip(schema: pa.Schema) -> pa.Schema:
+        """The schema without provenance; the user's own metadata stays."""
+        metadata = {key: value for key, value in (schema.metadata or {}).items() if key != _KEY}
+        return schema.with_metadata(metadata or None)
