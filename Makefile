@@ -1,0 +1,64 @@
+# Everything is installed into $(VENV) from requirements.lock, whose hashes are checked. Start with `make help`.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+LOCKFLAGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock" --quiet $(LOCKFLAGS)
+
+.PHONY: help demo test check lint format test-all lock wheel clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY)  ## classify a small corpus with the model in examples/, without the Hub
+	$(BIN)/distilbeam demo
+
+test: $(READY)  ## fast tests; with DISTILBEAM_DATA and DISTILBEAM_MODELS set, those on real data too
+	$(PYTEST) -m "not slow and not gpu"
+
+check: lint test  ## everything a change has to pass: lint and test
+
+lint: $(READY)  ## style, types and the one-way imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## let ruff fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-all: $(READY)  ## slow tests too
+	$(PYTEST) -m "not gpu"
+
+lock: $(BIN)/uv  ## renew the locks after pyproject.toml changed; LOCKFLAGS=--upgrade takes newer versions
+	$(COMPILE) --all-extras --output-file requirements.lock
+	$(COMPILE) --extra gcs --extra s3 --extra azure --constraints requirements.lock \
+		--output-file deploy/docker/requirements.lock
+
+wheel: $(READY)  ## dist/: an sdist, and the wheel made from it
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove the environment and all that was built
+	rm -rf $(VENV) build dist demo-output src/*.egg-info .*_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip fetches uv as the lock pins it; uv, many times faster, does the rest.
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info < (3, 15) or sys.exit("This is Python %d.%d; distilbeam needs 3.10 to 3.14. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	awk '/^[^ ]/ {wanted = /^uv==/} wanted' requirements.lock > $(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+
+$(READY): requirements.lock pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
