@@ -57,6 +57,7 @@ class Provenance:
         sequence: position of the batch inside the split, from 0.
         last: whether this is the split's last batch. Every split has one, with zero rows if need be.
         seen: rows read so far from this part, good and bad, so the last batch of a part tells its total.
+        lines: physical lines, or rows where ``unit`` is ``row``, read so far from this part; blank lines count.
         unit: what ``ROW`` counts: ``row`` (records from 0) or ``line`` (physical lines from 1).
         relative: whether ``ROW`` counts from the start of the part, because the file's rows before it are unknown.
         finished: the split needs no work, since the output already has it; the batch has no rows.
@@ -76,6 +77,7 @@ class Provenance:
     sequence: int = 0
     last: bool = False
     seen: int = 0
+    lines: int = 0
     unit: str = "row"
     relative: bool = False
     finished: bool = False
