@@ -1,0 +1,71 @@
+"""The public surface: a change here is a change for users and belongs in CHANGELOG.md."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+PUBLIC = {
+    "distilbeam": [
+        "__version__",
+    ],
+    "distilbeam.transforms": [
+        "CheckpointError",
+        "Classify",
+        "DistilbeamError",
+        "Embed",
+        "Encoder",
+        "Featurize",
+        "InputError",
+        "OutputError",
+        "OutputExistsError",
+        "ReadDocuments",
+        "RejectLimitError",
+        "SettingsError",
+        "Tokenize",
+        "WriteFeatures",
+        "tokenize",
+    ],
+    "distilbeam.pipelines": [],
+}
+
+
+def modules_after(statement: str) -> set[str]:
+    """Names of all modules loaded by a fresh interpreter that runs only this statement."""
+    code = f"{statement}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_all_names_exactly_the_public_ones(module: str) -> None:
+    assert sorted(importlib.import_module(module).__all__) == PUBLIC[module]
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in PUBLIC.items() for n in names])
+def test_every_public_name_can_be_imported(module: str, name: str) -> None:
+    namespace: dict[str, object] = {}
+    exec(f"from {module} import {name}", namespace)
+    assert name in namespace
+    assert name in dir(importlib.import_module(module))
+
+
+@pytest.mark.parametrize("name", PUBLIC["distilbeam.transforms"])
+def test_every_public_name_is_documented(name: str) -> None:
+    written = vars(getattr(importlib.import_module("distilbeam.transforms"), name)).get("__doc__")
+    # A dataclass without a docstring gets its signature for one.
+    assert written and not written.startswith(f"{name}(")
+
+
+def test_transforms_load_no_torch() -> None:
+    names = ", ".join(PUBLIC["distilbeam.transforms"])
+    assert "torch" not in modules_after("from distilbeam.transforms import ReadDocuments, Featurize, WriteFeatures")
+    assert "distilbeam.transforms" in modules_after(f"from distilbeam.transforms import {names}")
+
+
+def test_the_command_line_loads_neither_beam_nor_torch() -> None:
+    loaded = modules_after("import distilbeam.pipelines.cli")
+    assert "distilbeam.pipelines.cli" in loaded
+    assert not loaded & {"apache_beam", "torch", "transformers"}
