@@ -142,5 +142,5 @@ def test_the_lock_satisfies_every_dependency_and_extra() -> None:
 
 
 def test_the_workers_run_the_versions_that_are_tested() -> None:
-    tested = {str(pin) for same in pins(LOCKS[0]).values() for pin in same}
-    assert {str(pin) for same in pins(LOCKS[1]).values() for pin in same} <= tested
+    tested, shipped = ({(p.name, str(p.specifier)) for same in pins(lock).values() for p in same} for lock in LOCKS)
+    assert shipped <= tested
