@@ -1,0 +1,149 @@
+"""Finding a checkpoint: a local folder, an fsspec URL or a Hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from distilbeam.transforms.errors import CheckpointError
+from distilbeam.transforms.filesystems import resolve
+
+__all__ = ["Location", "cache_folder", "locate"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+# All that is ever fetched; weights other than safetensors never are.
+_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A checkpoint on this machine: its folder, the name the user gave it, and its commit if it has one."""
+
+    folder: Path
+    id: str
+    revision: str | None = None
+
+
+def locate(model: str) -> Location:
+    """Bring a checkpoint to this machine.
+
+    A remote one is fetched once per machine into ``cache_folder()`` (Hub models into the Hub's own cache, whose
+    environment variables, ``HF_HUB_OFFLINE`` among them, hold) and shared by all processes.
+
+    Raises:
+        CheckpointError: it cannot be found or fetched.
+    """
+    if "://" in model:
+        return _from_url(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return Location(folder, model)
+    if folder.exists():
+        raise CheckpointError(
+            f"the model {model!r} is a file; give the folder that holds config.json and model.safetensors"
+        )
+    if model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model):
+        raise CheckpointError(
+            f"there is no model folder {model!r}; give a folder, a URL or a Hub id such as name@<commit>"
+        )
+    return _from_hub(model)
+
+
+def cache_folder() -> Path:
+    """Where fetched checkpoints lie: ``$DISTILBEAM_CACHE``, else ``~/.cache/distilbeam``."""
+    return Path(os.environ.get("DISTILBEAM_CACHE") or Path.home() / ".cache" / "distilbeam")
+
+
+def _from_hub(model: str) -> Location:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, _, revision = model.partition("@")
+    patterns = [*_FILES, "*/config.json"]
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except RevisionNotFoundError:
+        raise CheckpointError(f"the Hub's model {name!r} has no revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"there is no folder {model!r} here and no such model on the Hub (a private one needs HF_TOKEN)"
+        ) from None
+    except LocalEntryNotFoundError:
+        raise CheckpointError(
+            f"there is no folder {model!r} here, and the Hub's model of that name is not in the cache and cannot be "
+            "fetched (no network, or HF_HUB_OFFLINE is set); fetch it once, or give a folder"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"the Hub's model {model!r} cannot be fetched: {type(error).__name__}") from None
+    # A snapshot's folder is named by its commit.
+    return Location(folder, name, folder.name)
+
+
+def _from_url(url: str) -> Location:
+    filesystem, root = resolve(url)
+    try:
+        found = filesystem.find(root, detail=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the model {url!r} cannot be listed: {type(error).__name__}") from None
+    base = root.rstrip("/") + "/"
+    files = {name[len(base) :]: info for name, info in found.items() if name.startswith(base)}
+    wanted = {
+        name: info for name, info in files.items() if name in _FILES or re.fullmatch(r"[\w.-]+/config\.json", name)
+    }
+    for folder in {
+        str(Path(name).parent) for name in files if name.endswith("/model.safetensors") and name.count("/") == 1
+    }:
+        wanted |= {
+            name: info for name, info in files.items() if name.startswith(folder + "/") and Path(name).name in _FILES
+        }
+    if not wanted:
+        raise CheckpointError(
+            f"there is no model at {url!r}; give the folder that holds config.json and model.safetensors"
+        )
+    state = sorted(
+        (
+            name,
+            info.get("size"),
+            str(info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created") or ""),
+        )
+        for name, info in wanted.items()
+    )
+    key = hashlib.sha256(json.dumps([url, state]).encode()).hexdigest()[:32]
+    target = cache_folder() / "checkpoints" / key
+    if target.is_dir():
+        return Location(target, url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            partial = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=target.parent))
+            try:
+                for name in wanted:
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    filesystem.get_file(base + name, str(partial / name))
+                partial.rename(target)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"the model {url!r} cannot be fetched: {type(error).__name__}") from None
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return Location(target, url)

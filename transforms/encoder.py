@@ -1,0 +1,262 @@
+"""One loaded checkpoint: the features without Beam, and what every worker shares."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from distilbeam import __version__
+
+from . import featurization
+from .distilbert.checkpoint import Checkpoint
+from .distilbert.tokenizer import WordPieceTokenizer
+from .errors import DistilbeamError, SettingsError
+from .featurization import FeatureSpec
+from .tokenization import Tokens, tokenize, tokenize_each
+
+if TYPE_CHECKING:
+    from .distilbert.engine import Engine
+
+__all__ = ["Encoder", "Prediction"]
+
+_DEVICES = "auto, cpu, cuda or cuda:N"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Prediction(NamedTuple):
+    """The most probable class of a text and its probability."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Feature columns of the rows that came through.
+
+    Attributes:
+        rows: int64[good rows], positions in the given texts, ascending.
+        columns: one array per column of the spec, each of good rows.
+        failed: (stage, error class, reason) by position.
+    """
+
+    rows: npt.NDArray[np.int64]
+    columns: list[pa.Array]
+    failed: dict[int, tuple[str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Where and how the model runs; None and ``auto`` are settled where the work is done.
+
+    Raises:
+        SettingsError: a value is not allowed.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        name, _, index = self.device.partition(":")
+        if name not in ("auto", "cpu", "cuda") or (":" in self.device and (name != "cuda" or not index.isdecimal())):
+            raise SettingsError(f"device is {self.device!r}; it must be {_DEVICES}")
+        if self.dtype not in _DTYPES:
+            raise SettingsError(f"dtype is {self.dtype!r}; it must be one of {', '.join(_DTYPES)}")
+        for setting in ("threads", "token_budget"):
+            value = getattr(self, setting)
+            if value is not None and value < 1:
+                raise SettingsError(f"{setting} is {value}; it must be at least 1")
+
+
+class Encoder:
+    """A DistilBERT checkpoint with its tokenizer, ready to use.
+
+    ``Encoder.load("folder").embed(["a text"])`` gives what the pipelines give. Weights are loaded when they are first
+    needed; calls from several threads take turns.
+    """
+
+    _shared: dict[tuple[str, EngineSettings], Encoder] = {}  # noqa: RUF012
+    _shared_lock = threading.Lock()
+
+    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
+        self.checkpoint = checkpoint
+        self._settings = settings
+        self._tokenizer = WordPieceTokenizer.load(checkpoint.folder, checkpoint.config.vocab_size)
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        token_budget: int | None = None,
+    ) -> Encoder:
+        """Find, fetch and verify a checkpoint.
+
+        Args:
+            model: a folder, an fsspec URL of a folder, or a Hub id, best with a commit: ``name@<commit>``.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            threads: CPU threads; None for as many as torch sees fit.
+            token_budget: tokens in one micro-batch; None for what suits the device.
+
+        Raises:
+            CheckpointError: it cannot be found, is unsafe, damaged, or not a DistilBERT.
+            SettingsError: a setting is not allowed.
+        """
+        return cls(Checkpoint.open(str(model)), EngineSettings(device, dtype, threads, token_budget))
+
+    @classmethod
+    def shared(cls, model: str, settings: EngineSettings) -> Encoder:
+        """The one encoder of this process for these arguments."""
+        with cls._shared_lock:
+            key = (model, settings)
+            if key not in cls._shared:
+                cls._shared[key] = cls(Checkpoint.open(model), settings)
+            return cls._shared[key]
+
+    @property
+    def engine(self) -> Engine:
+        """The model itself, loaded at the first use."""
+        with self._lock:
+            if self._engine is None:
+                from .distilbert.engine import Engine, choose_compute
+
+                settings = self._settings
+                compute = choose_compute(settings.device, settings.dtype, settings.threads)
+                self._engine = Engine(self.checkpoint, compute, settings.token_budget)
+            return self._engine
+
+    def tokenize(self, texts: Sequence[str], *, max_length: int | None = None) -> Tokens:
+        """Token ids with special tokens, truncated to ``max_length`` (the checkpoint's own by default)."""
+        spec = FeatureSpec(("input_ids",), max_length=max_length)
+        return tokenize(texts, self._tokenizer, self._max_length(spec))
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        max_length: int | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """One vector per text, float32[texts, dimensions]; the arguments are those of ``Embed``."""
+        spec = FeatureSpec(
+            ("embedding",), pooling=pooling, normalize=normalize, dimensions=dimensions, max_length=max_length
+        )
+        (column, *_) = self._all(texts, spec)
+        return np.asarray(column.flatten().to_numpy()).reshape(len(texts), column.type.list_size)
+
+    def classify(self, texts: Sequence[str], *, max_length: int | None = None) -> list[Prediction]:
+        """The most probable class of each text."""
+        labels, scores, *_ = self._all(texts, FeatureSpec(("label", "score"), max_length=max_length))
+        return [Prediction(*pair) for pair in zip(labels.to_pylist(), scores.to_pylist(), strict=True)]
+
+    def featurize(self, batch: pa.RecordBatch, spec: FeatureSpec) -> pa.RecordBatch:
+        """Append the columns of ``spec`` to a batch; see ``featurization.featurize``."""
+        return featurization.featurize(batch, spec, self)
+
+    def identity(self, spec: FeatureSpec) -> dict[str, Any]:
+        """What a reader of the features may want to know of the model, as JSON."""
+        checkpoint = self.checkpoint
+        return {
+            "id": checkpoint.id,
+            "revision": checkpoint.revision,
+            "weights_sha256": checkpoint.weights_sha256,
+            "tokenizer_sha256": checkpoint.tokenizer_sha256,
+            "settings": spec.settings(checkpoint.name),
+            "compute": asdict(self.engine.compute) if spec.needs_encoder else None,
+            "version": __version__,
+        }
+
+    def check(self, spec: FeatureSpec) -> None:
+        """Raise if the checkpoint cannot give the features of ``spec``."""
+        check_spec(self.checkpoint, spec)
+
+    def outputs(self, texts: Sequence[str], spec: FeatureSpec) -> Outputs:
+        """Compute the columns of ``spec`` for texts, of which some may fail."""
+        self.check(spec)
+        tokens, rows, broken = tokenize_each(texts, self._tokenizer, self._max_length(spec))
+        failed = {row: ("tokenize", error, "the tokenizer failed on this text") for row, error in broken.items()}
+        columns: dict[str, pa.Array] = {
+            "input_ids": pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.ids)),
+            "token_count": pa.array(tokens.lengths.astype(np.int32)),
+            "truncated": pa.array(tokens.truncated),
+        }
+        good = np.ones(len(rows), dtype=np.bool_)
+        if spec.needs_encoder:
+            sentence = self.checkpoint.sentence
+            pooling = spec.pooling or sentence.pooling
+            normalize = sentence.normalize if spec.normalize is None else spec.normalize
+            modes = (pooling,) if "embedding" in spec.features else ()
+            result = self.engine.run(tokens, modes, classify=spec.needs_classes)
+            for position, (error, reason) in result.failed.items():
+                good[position] = False
+                failed[int(rows[position])] = ("model", error, reason)
+            for mode in modes:
+                columns["embedding"] = featurization.embedding_column(result.vectors[mode], spec, normalize=normalize)
+            if result.scores is not None:
+                columns |= _class_columns(result.scores, self.checkpoint.labels)
+        selected = [columns[name] for name in (*spec.features, "token_count", "truncated")]
+        if failed:
+            selected = [column.filter(pa.array(good)) for column in selected]
+        return Outputs(rows=rows[good], columns=selected, failed=failed)
+
+    def _all(self, texts: Sequence[str], spec: FeatureSpec) -> list[pa.Array]:
+        if isinstance(texts, str):
+            raise SettingsError("texts is one string; give a list of strings")
+        outputs = self.outputs(texts, spec)
+        for row, (stage, error, reason) in sorted(outputs.failed.items()):
+            raise DistilbeamError(f"text {row} cannot be processed ({stage}, {error}): {reason}")
+        return outputs.columns
+
+    def _max_length(self, spec: FeatureSpec) -> int:
+        return spec.max_length or self.checkpoint.max_length
+
+
+def check_spec(checkpoint: Checkpoint, spec: FeatureSpec) -> None:
+    """Hold a spec against a checkpoint, without weights.
+
+    Raises:
+        SettingsError: the checkpoint cannot give what the spec asks for.
+    """
+    limit = checkpoint.config.max_position_embeddings
+    if spec.needs_encoder and spec.max_length is not None and spec.max_length > limit:
+        raise SettingsError(f"max_length is {spec.max_length}; {checkpoint.id} reads at most {limit} tokens")
+    if spec.needs_classes and not checkpoint.labels:
+        raise SettingsError(
+            f"{checkpoint.id} has no classification head, so it gives no label; take a fine-tuned checkpoint"
+        )
+    if spec.needs_classes and len(checkpoint.labels) == 1:
+        raise SettingsError(f"{checkpoint.id} has one output (a regression), which has no label; take a classifier")
+    if "embedding" in spec.features:
+        if spec.pooling is None and checkpoint.sentence.unsupported:
+            raise SettingsError(
+                f"{checkpoint.id} cannot be embedded as published: {checkpoint.sentence.unsupported}; set pooling"
+            )
+        if spec.dimensions is not None and spec.dimensions > checkpoint.config.dim:
+            raise SettingsError(f"dimensions is {spec.dimensions}; {checkpoint.id} has {checkpoint.config.dim}")
+
+
+def _class_columns(scores: npt.NDArray[np.float32], labels: Sequence[str]) -> dict[str, pa.Array]:
+    best = scores.argmax(axis=1)
+    return {
+        "label": pa.array(labels, pa.string()).take(pa.array(best)),
+        "score": pa.array(scores[np.arange(len(scores)), best]),
+        "scores": pa.StructArray.from_arrays(
+            [pa.array(column) for column in np.ascontiguousarray(scores.T)], list(labels)
+        ),
+    }

@@ -1,0 +1,216 @@
+"""Appending features to a record batch: one tokenization and one pass for everything that is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import InputError, SettingsError
+from .provenance import ROW, Provenance, Reject
+
+if TYPE_CHECKING:
+    from .encoder import Encoder
+
+__all__ = ["FEATURES", "FeatureSpec", "document_texts", "featurize"]
+
+FEATURES = ("embedding", "label", "score", "scores", "input_ids")
+"""What can be asked for; ``token_count`` and ``truncated`` always come along."""
+
+_POOLING = ("mean", "cls", "max")
+_VECTOR_DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """The features to compute and how.
+
+    Attributes:
+        features: names out of ``FEATURES``.
+        pooling: ``mean``, ``cls`` or ``max``; None for the checkpoint's own (``mean`` where it has none).
+        normalize: scale vectors to unit length, after the cut; None for the checkpoint's own.
+        dimensions: keep only the first so many dimensions.
+        embedding_dtype: stored type of the vectors, ``float32`` or ``float16``.
+        max_length: tokens of a text at most, special tokens included; None for the checkpoint's own.
+        prefix: put before every column name.
+        text: text columns, joined in this order; None for those the reader named, or ``text``.
+        separator: joins several text columns; None for the reader's.
+
+    Raises:
+        SettingsError: a value is not allowed.
+    """
+
+    features: tuple[str, ...]
+    pooling: str | None = None
+    normalize: bool | None = None
+    dimensions: int | None = None
+    embedding_dtype: str = "float32"
+    max_length: int | None = None
+    prefix: str = ""
+    text: tuple[str, ...] | None = None
+    separator: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.features:
+            _allow("feature", name, FEATURES)
+        if not self.features or len(set(self.features)) != len(self.features):
+            raise SettingsError(
+                f"features are {list(self.features)}; name at least one of {', '.join(FEATURES)}, each once"
+            )
+        if self.pooling is not None:
+            _allow("pooling", self.pooling, _POOLING)
+        _allow("embedding_dtype", self.embedding_dtype, _VECTOR_DTYPES)
+        if self.dimensions is not None and self.dimensions < 1:
+            raise SettingsError(f"dimensions is {self.dimensions}; it must be at least 1")
+        if self.max_length is not None and self.max_length < 3:
+            raise SettingsError(
+                f"max_length is {self.max_length}; it must be at least 3: two special tokens and one of the text"
+            )
+        if self.text is not None and not self.text:
+            raise SettingsError("text names no column; name at least one, or leave it out")
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether the model has to run at all."""
+        return any(name != "input_ids" for name in self.features)
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the classification head has to run."""
+        return any(name in self.features for name in ("label", "score", "scores"))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that are added, in their order."""
+        return tuple(self.prefix + name for name in (*self.features, "token_count", "truncated"))
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """What determines the output of a model, as JSON."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"model": model, **fields}
+
+
+def _allow(setting: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"{setting} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def document_texts(batch: pa.RecordBatch, columns: Sequence[str], separator: str) -> pa.Array:
+    """The text of each row: string[rows], null where all its columns are null.
+
+    Raises:
+        InputError: a column is missing or is not text.
+    """
+    parts = []
+    for name in columns:
+        if name not in batch.schema.names:
+            known = ", ".join(column for column in batch.schema.names if column != ROW)
+            raise InputError(f"there is no text column {name!r}; the columns are {known}")
+        part = batch.column(name)
+        if pa.types.is_dictionary(part.type):
+            part = part.dictionary_decode()
+        if not (
+            pa.types.is_string(part.type) or pa.types.is_large_string(part.type) or pa.types.is_string_view(part.type)
+        ):
+            raise InputError(f"the text column {name!r} is of type {part.type}; it must be a string")
+        parts.append(part.cast(pa.string()) if not pa.types.is_string(part.type) else part)
+    if len(parts) == 1:
+        return parts[0]
+    joined = pc.binary_join_element_wise(*parts, separator, null_handling="skip")
+    empty = parts[0].is_null()
+    for part in parts[1:]:
+        empty = pc.and_(empty, part.is_null())
+    return pc.if_else(empty, pa.scalar(None, pa.string()), joined)
+
+
+def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder) -> pa.RecordBatch:
+    """Append the columns of ``spec`` to a batch.
+
+    A row without text keeps null features. A row that breaks the tokenizer or the model is taken out and named in the
+    batch's provenance; in a batch without provenance, where it could not be named, it stays with null features.
+
+    Columns, each after ``prefix``:
+        embedding: fixed_size_list<float or halffloat>[dimensions].
+        label: string, the most probable class. score: float, its probability.
+        scores: struct of float, the probability of every class.
+        input_ids: list<int32>, as the model saw them. token_count: int32, their number.
+        truncated: bool, whether the text had more.
+
+    Raises:
+        SettingsError: a column of that name is there already, or the checkpoint cannot give a feature.
+        InputError: the text column is missing or is not text.
+    """
+    provenance = Provenance.of(batch)
+    if provenance is not None and provenance.finished:
+        return batch
+    taken = [name for name in spec.columns if name in batch.schema.names]
+    if taken:
+        raise SettingsError(f"the input has a column {taken[0]!r} already; set prefix to name the features otherwise")
+    text_columns, separator = text_source(spec, provenance)
+    texts = document_texts(batch, text_columns, separator)
+    present = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
+    outputs = encoder.outputs(texts.drop_null().to_pylist(), spec)
+
+    # source[i]: which output row belongs to row i of the batch; -1 for none.
+    source = np.full(batch.num_rows, -1, dtype=np.int64)
+    source[present[outputs.rows]] = np.arange(len(outputs.rows))
+    if provenance is not None:
+        if outputs.failed:
+            rejects = [
+                _reject(batch, int(present[row]), stage, error, reason, texts, provenance.id)
+                for row, (stage, error, reason) in sorted(outputs.failed.items())
+            ]
+            keep = np.ones(batch.num_rows, dtype=np.bool_)
+            keep[present[list(outputs.failed)]] = False
+            batch, source = batch.filter(pa.array(keep)), source[keep]
+            provenance = provenance.reject(*rejects)
+        batch = replace(provenance, model=encoder.identity(spec)).attach(batch)
+    whole = np.array_equal(source, np.arange(len(outputs.rows)))
+    index = None if whole else pa.array(source, mask=source < 0)
+    for name, column in zip(spec.columns, outputs.columns, strict=True):
+        batch = batch.append_column(name, column if index is None else column.take(index))
+    return batch
+
+
+def text_source(spec: FeatureSpec, provenance: Provenance | None) -> tuple[tuple[str, ...], str]:
+    """Text columns and separator: the spec's, else the reader's, else ``text``."""
+    named = provenance.text if provenance is not None else ()
+    separator = spec.separator if spec.separator is not None else (provenance.separator if provenance else " ")
+    return spec.text or named or ("text",), separator
+
+
+def _reject(
+    batch: pa.RecordBatch, row: int, stage: str, error: str, reason: str, texts: pa.Array, id_column: str | None
+) -> Reject:
+    position = batch.column(ROW)[row].as_py() if ROW in batch.schema.names else None
+    named = batch.column(id_column)[row].as_py() if id_column in batch.schema.names else None
+    return Reject(
+        stage=stage,
+        error=error,
+        reason=reason,
+        row=position,
+        id=None if named is None else str(named),
+        length=pc.binary_length(texts[row]).as_py(),
+    )
+
+
+def embedding_column(vectors: npt.NDArray[np.float32], spec: FeatureSpec, *, normalize: bool) -> pa.Array:
+    """Cut, normalize and store vectors, float32[rows, dim]."""
+    vectors = finish_vectors(vectors, spec.dimensions, normalize=normalize)
+    flat = np.ascontiguousarray(vectors, dtype=spec.embedding_dtype).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
+
+
+def finish_vectors(
+    vectors: npt.NDArray[np.float32], dimensions: int | None, *, normalize: bool
+) -> npt.NDArray[np.float32]:
+    """Keep the first dimensions, then scale to unit length; a zero vector stays zero."""
+    vectors = vectors[:, :dimensions]
+    if normalize:
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors

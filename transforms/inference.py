@@ -1,0 +1,188 @@
+"""Features as Beam transforms: thin wiring of ``featurize`` around one model per worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.typehints.row_type import RowTypeConstraint
+
+from . import rows as schema_rows
+from .distilbert.checkpoint import Checkpoint
+from .encoder import Encoder, EngineSettings, check_spec
+from .errors import SettingsError
+from .featurization import FeatureSpec
+from .provenance import Provenance
+
+__all__ = ["Classify", "Embed", "Featurize", "Tokenize"]
+
+
+class Featurize(beam.PTransform):
+    """Append features to documents: one tokenization and one model pass for all that is asked.
+
+    Takes record batches, as ``ReadDocuments`` gives them, and appends columns; or a PCollection with a Beam schema
+    (``beam.Row``, NamedTuple, dataclass), and appends fields. See ``featurization.featurize`` for the columns.
+
+    Args:
+        model: a folder, an fsspec URL of a folder, or a Hub id, best with a commit: ``name@<commit>``.
+        features: any of ``embedding``, ``label``, ``score``, ``scores``, ``input_ids``.
+        text: text column or columns; those ``ReadDocuments`` named by default, else ``text``.
+        separator: joins several text columns.
+        pooling: ``mean``, ``cls`` or ``max``; the checkpoint's own by default.
+        normalize: scale vectors to unit length; the checkpoint's own by default.
+        dimensions: keep only the first so many dimensions of the vectors.
+        embedding_dtype: stored type of the vectors, ``float32`` or ``float16``.
+        max_length: tokens of a text at most; the checkpoint's own by default.
+        prefix: put before every new column name.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, settled on the worker.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, settled on the worker.
+        threads: CPU threads of the model.
+        token_budget: tokens in one micro-batch.
+
+    Raises:
+        SettingsError: a value is not allowed, or the checkpoint cannot give a feature.
+        CheckpointError: the model's folder is here and cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        features: Sequence[str],
+        *,
+        text: str | Sequence[str] | None = None,
+        separator: str | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        embedding_dtype: str = "float32",
+        max_length: int | None = None,
+        prefix: str = "",
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        token_budget: int | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(features, str):
+            features = (features,)
+        self.model = str(model)
+        self.engine = EngineSettings(device, dtype, threads, token_budget)
+        self.spec = FeatureSpec(
+            features=tuple(features),
+            pooling=pooling,
+            normalize=normalize,
+            dimensions=dimensions,
+            embedding_dtype=embedding_dtype,
+            max_length=max_length,
+            prefix=prefix,
+            text=(text,) if isinstance(text, str) else None if text is None else tuple(text),
+            separator=separator,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the output besides the input, as JSON; recorded with it."""
+        return self.spec.settings(self.model)
+
+    def expand(self, documents: beam.PCollection) -> beam.PCollection:
+        if Path(self.model).expanduser().is_dir():
+            check_spec(Checkpoint.open(self.model), self.spec)
+        fields = RowTypeConstraint.from_user_type(documents.element_type) or documents.element_type
+        if isinstance(fields, RowTypeConstraint):
+            return self._expand_rows(documents, fields)
+        return documents | beam.ParDo(_FeaturizeBatch(self.model, self.engine, self.spec)).with_output_types(
+            pa.RecordBatch
+        )
+
+    def _expand_rows(self, documents: beam.PCollection, fields: RowTypeConstraint) -> beam.PCollection:
+        columns = self.spec.text or ("text",)
+        schema_rows.check_fields(fields, columns, self.spec.columns)
+        return (
+            documents
+            | beam.BatchElements(min_batch_size=256, max_batch_size=4096)
+            | beam.ParDo(_FeaturizeRows(self.model, self.engine, self.spec, columns)).with_output_types(
+                schema_rows.output_type(fields, self.spec)
+            )
+        )
+
+
+class Embed(Featurize):
+    """Append ``embedding``, fixed_size_list<float>[dimensions]; the arguments are those of ``Featurize``."""
+
+    def __init__(self, model: str | Path, **settings: Any) -> None:
+        super().__init__(model, ("embedding",), **settings)
+
+
+class Classify(Featurize):
+    """Append ``label`` and ``score``, with ``scores=True`` all scores too; the arguments are those of ``Featurize``."""
+
+    def __init__(self, model: str | Path, *, scores: bool = False, **settings: Any) -> None:
+        super().__init__(model, ("label", "score", "scores") if scores else ("label", "score"), **settings)
+
+
+class Tokenize(Featurize):
+    """Append ``input_ids``, list<int32>; the arguments are those of ``Featurize``. The model itself is not loaded."""
+
+    def __init__(self, model: str | Path, **settings: Any) -> None:
+        super().__init__(model, ("input_ids",), **settings)
+
+
+class _Worker(beam.DoFn):
+    """Holds the encoder that all stages of the process share."""
+
+    def __init__(self, model: str, engine: EngineSettings, spec: FeatureSpec) -> None:
+        self._model = model
+        self._engine = engine
+        self._spec = spec
+        self._encoder: Encoder | None = None
+        self._documents = Metrics.counter("distilbeam", "documents")
+        self._tokens = Metrics.counter("distilbeam", "tokens")
+        self._truncated = Metrics.counter("distilbeam", "truncated")
+        self._rejected = Metrics.counter("distilbeam", "rejected_by_model")
+
+    @property
+    def encoder(self) -> Encoder:
+        # Not in setup(): a job whose splits are all finished needs no model.
+        if self._encoder is None:
+            self._encoder = Encoder.shared(self._model, self._engine)
+        return self._encoder
+
+    def _count(self, batch: pa.RecordBatch) -> None:
+        counts = batch.column(self._spec.prefix + "token_count").to_numpy(zero_copy_only=False)
+        self._documents.inc(batch.num_rows)
+        self._tokens.inc(int(np.nansum(counts)))
+        self._truncated.inc(batch.column(self._spec.prefix + "truncated").true_count)
+
+
+class _FeaturizeBatch(_Worker):
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        if not isinstance(batch, pa.RecordBatch):
+            raise SettingsError(
+                f"an element is a {type(batch).__name__}; features are computed for pyarrow record batches, as "
+                "ReadDocuments gives them, or for a PCollection with a Beam schema (beam.Row, NamedTuple, dataclass)"
+            )
+        provenance = Provenance.of(batch)
+        if provenance is not None and provenance.finished:
+            yield batch
+            return
+        result = self.encoder.featurize(batch, self._spec)
+        self._count(result)
+        self._rejected.inc(batch.num_rows - result.num_rows)
+        yield result
+
+
+class _FeaturizeRows(_Worker):
+    def __init__(self, model: str, engine: EngineSettings, spec: FeatureSpec, columns: tuple[str, ...]) -> None:
+        super().__init__(model, engine, spec)
+        self._columns = columns
+
+    def process(self, elements: Sequence[Any]) -> Iterator[beam.Row]:
+        batch = schema_rows.text_batch(elements, self._columns)
+        result = self.encoder.featurize(batch, self._spec)
+        self._count(result)
+        yield from schema_rows.extend(elements, result.select(self._spec.columns))
