@@ -18,6 +18,7 @@ from .distilbert.checkpoint import Checkpoint
 from .distilbert.tokenizer import WordPieceTokenizer
 from .errors import DistilbeamError, SettingsError
 from .featurization import FeatureSpec
+from .metrics import LIVE
 from .tokenization import Tokens, tokenize, tokenize_each
 
 if TYPE_CHECKING:
@@ -210,6 +211,8 @@ class Encoder:
                 columns["embedding"] = featurization.embedding_column(result.vectors[mode], spec, normalize=normalize)
             if result.scores is not None:
                 columns |= _class_columns(result.scores, self.checkpoint.labels)
+        else:
+            LIVE.add(rows=len(tokens), tokens=len(tokens.ids))
         selected = [columns[name] for name in (*spec.features, "token_count", "truncated")]
         if failed:
             selected = [column.filter(pa.array(good)) for column in selected]

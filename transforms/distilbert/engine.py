@@ -13,6 +13,7 @@ import torch
 
 from distilbeam.transforms.batching import micro_batches
 from distilbeam.transforms.errors import CheckpointError, SettingsError
+from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.tokenization import Tokens
 
 from .checkpoint import Checkpoint
@@ -161,6 +162,7 @@ class Engine:
             scores = self._classifier()(hidden, packed).cpu().numpy()
             finite &= np.isfinite(scores).all(axis=1)
             result.scores[batch] = scores
+        LIVE.add(rows=len(batch), tokens=len(ids), slots=len(packed.ids))
         for row in batch[~finite]:
             result.failed[int(row)] = ("NonFiniteError", "the model's output is not finite")
 
