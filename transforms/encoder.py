@@ -191,6 +191,7 @@ class Encoder:
         """Compute the columns of ``spec`` for texts, of which some may fail."""
         self.check(spec)
         tokens, rows, broken = tokenize_each(texts, self._tokenizer, self._max_length(spec))
+        LIVE.add(read_tokens=len(tokens.ids), read_bytes=sum(len(text.encode(errors="replace")) for text in texts))
         failed = {row: ("tokenize", error, "the tokenizer failed on this text") for row, error in broken.items()}
         columns: dict[str, pa.Array] = {
             "input_ids": pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.ids)),
