@@ -1,0 +1,348 @@
+"""Writing features: record batches -> shards of each split -> one committed output."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+
+from . import filesystems
+from .commit import PART, commit
+from .errors import InputError, OutputError, SettingsError
+from .manifest import (
+    STAGING,
+    FileRecord,
+    PartRecord,
+    SplitRecord,
+    Statistics,
+    describe_schema,
+    fingerprint,
+    identity,
+)
+from .provenance import ROW, Provenance
+from .rejects import RejectLimit, parse_max_rejects, rejects_table
+from .shards import ShardSettings, ShardWriter, model_metadata, parquet_bytes
+from .staging import FinishedSplits, OutputState, finished_record, stage_record
+
+__all__ = ["FinishedSplits", "SplitWriter", "WriteFeatures"]
+
+_CURE = (
+    "batches of a split must arrive in order and in one bundle, so there must be no Reshuffle, GroupByKey or other "
+    "step that regroups elements between ReadDocuments and WriteFeatures"
+)
+
+
+@dataclass(eq=False)
+class WriteFeatures(beam.PTransform):
+    """Record batches -> one folder of Parquet or JSON Lines; gives one dict that sums it up.
+
+    ``OUT/*.parquet`` holds the rows, ``OUT/_rejects/*.parquet`` the rows set aside, ``OUT/_distilbeam/manifest.json``,
+    written last, names all files. Nothing is visible before every split of the input was written.
+
+    Args:
+        path: path or URL of the output folder.
+        format: ``parquet`` or ``jsonl``.
+        if_exists: what to do where the folder holds an output: ``error``, ``overwrite``, or ``resume`` to keep the
+            splits that a cut-off run has finished; for that, give ``finished(...)`` to ``ReadDocuments(skip=...)``.
+        max_rejects: rows that may be set aside: a count, a percentage of the rows read, or None for any number.
+        max_shard_bytes: largest file.
+        compression: ``auto`` (zstd for Parquet, none for JSON Lines), ``zstd``, ``gzip``, ``none``, and for Parquet
+            ``snappy`` or ``lz4``.
+
+    Raises:
+        SettingsError: a setting is wrong.
+        OutputExistsError: the folder holds an output and ``if_exists`` is ``error``; when the pipeline is built if the
+            folder can be reached from there, else in the job.
+        OutputError, RejectLimitError: in the job; nothing new is visible then.
+    """
+
+    path: str | os.PathLike[str]
+    _: KW_ONLY
+    format: str = "parquet"
+    if_exists: str = "error"
+    max_rejects: int | str | None = "1%"
+    max_shard_bytes: int = 256 << 20
+    compression: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.if_exists not in ("error", "overwrite", "resume"):
+            raise SettingsError(f"if_exists is {self.if_exists!r}; allowed are error, overwrite, resume")
+        self._limit = parse_max_rejects(self.max_rejects)
+        self._shards = ShardSettings(self.format, self.compression, self.max_shard_bytes)
+        self._output = _absolute(self.path)
+
+    def finished(self, settings: Mapping[str, Any] | None) -> FinishedSplits | None:
+        """What ``ReadDocuments(skip=...)`` asks for splits that need no work; None unless resuming.
+
+        Args:
+            settings: settings of the features.
+        """
+        return FinishedSplits(self._output, settings, self._shards) if self.if_exists == "resume" else None
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
+        with suppress(InputError):  # the folder may be out of reach from here; the commit looks again
+            OutputState.read(self._output).refuse_existing(self.if_exists)
+        return (
+            batches
+            | "Write splits" >> beam.ParDo(_WriteSplits(self._output, self._shards)).with_output_types(SplitRecord)
+            | "To one window" >> beam.WindowInto(beam.window.GlobalWindows())
+            | "Collect records" >> beam.CombineGlobally(_Collect())
+            | "Commit" >> beam.ParDo(_Commit(self._output, self.if_exists, self._limit)).with_output_types(dict)
+        )
+
+
+class SplitWriter:
+    """Writes the batches of one split to staged files.
+
+    Args:
+        output: path or URL of the output folder.
+        split: id of the split.
+        shards: what shapes the files.
+    """
+
+    def __init__(self, output: str, split: str, shards: ShardSettings) -> None:
+        self._output = output
+        self._split = split
+        self._settings = shards
+        # Another attempt at the split may be under way; each has files of its own, and each record names whole ones.
+        self._stem = f"{STAGING}/{split}-{uuid.uuid4().hex[:12]}"
+        self._schema: pa.Schema | None = None
+        self._shards: ShardWriter | None = None
+        self._model: dict[str, Any] | None = None
+        self._sequence = 0
+        self._parts: list[PartRecord] = []
+        self._rows = 0
+        self._statistics = Statistics()
+        self._rejects: list[pa.Table] = []
+
+    def write(self, batch: pa.RecordBatch, provenance: Provenance) -> None:
+        """Adds the next batch.
+
+        Raises:
+            OutputError: it is not the next one, its columns or model differ from those before, or it cannot be written.
+        """
+        if provenance.sequence != self._sequence:
+            raise OutputError(
+                f"batch {provenance.sequence} of split {provenance.ordinal} came where batch {self._sequence} was due; "
+                + _CURE
+            )
+        self._sequence += 1
+        self._count(provenance)
+        unwanted = {ROW, *provenance.transient} & set(batch.schema.names)
+        batch = batch.drop_columns(sorted(unwanted)) if unwanted else batch
+        self._check(batch.schema, provenance)
+        if batch.num_rows:
+            if self._shards is None:
+                schema = model_metadata(self._model, Provenance.strip(batch.schema))
+                self._shards = ShardWriter(self._output, self._stem, schema, self._settings)
+            self._shards.write(batch)
+            self._rows += batch.num_rows
+            self._statistics += _statistics(batch)
+        if provenance.rejects:
+            table = rejects_table(provenance)
+            part = pa.array([len(self._parts) - 1] * table.num_rows, pa.int32())
+            self._rejects.append(table.append_column(PART, part))
+
+    def finish(self, provenance: Provenance) -> SplitRecord:
+        """Completes the files and stages the record of the split.
+
+        Args:
+            provenance: that of the last batch.
+        """
+        shards = self._shards.close() if self._shards else ()
+        rejects = self._write_rejects()
+        writer = self._settings.as_dict()
+        record = SplitRecord(
+            split=self._split,
+            ordinal=provenance.ordinal,
+            splits=provenance.splits,
+            parts=tuple(self._parts),
+            rows=self._rows,
+            rejects=rejects.rows if rejects else 0,
+            shards=shards,
+            rejects_file=rejects,
+            statistics=self._statistics,
+            schema=describe_schema(self._schema) if self._schema else (),
+            model=self._model,
+            writer=writer,
+            fingerprint=fingerprint(self._split, self._model, writer),
+        )
+        stage_record(self._output, record)
+        return record
+
+    def abort(self) -> None:
+        """Removes what was staged, as far as the store can be reached."""
+        if self._shards:
+            self._shards.abort()
+
+    def _count(self, provenance: Provenance) -> None:
+        """Keeps the counts of each part, which grow from batch to batch."""
+        if provenance.part not in (len(self._parts), len(self._parts) - 1):
+            raise OutputError(
+                f"split {provenance.ordinal}: part {provenance.part} came after {len(self._parts)} parts; {_CURE}"
+            )
+        part = PartRecord(provenance.source, provenance.seen, provenance.lines, provenance.relative)
+        self._parts[provenance.part :] = [part]
+
+    def _check(self, schema: pa.Schema, provenance: Provenance) -> None:
+        if self._schema is None:
+            self._schema = schema
+        elif not schema.equals(self._schema):
+            names = sorted({field.name for field in {*schema} ^ {*self._schema}}) or ["their order"]
+            raise OutputError(
+                f"split {provenance.ordinal}, batch {provenance.sequence}: the columns are not those of the batches "
+                f"before ({', '.join(names[:5])}); every batch must have the same columns and types"
+            )
+        if self._model is None:
+            self._model = provenance.model
+        elif provenance.model is not None and identity(provenance.model) != identity(self._model):
+            raise OutputError(
+                f"split {provenance.ordinal}, batch {provenance.sequence}: made by another model or settings than the "
+                "batches before"
+            )
+
+    def _write_rejects(self) -> FileRecord | None:
+        if not self._rejects:
+            return None
+        table = pa.concat_tables(self._rejects)
+        path = f"{self._stem}-rejects.parquet"
+        data = parquet_bytes(table)
+        filesystems.write_bytes(filesystems.join(self._output, path), data)
+        return FileRecord(path, table.num_rows, len(data), "")
+
+
+class _WriteSplits(beam.DoFn):
+    """Batches -> one record for each split, in the bundle that brings them."""
+
+    def __init__(self, output: str, shards: ShardSettings) -> None:
+        self._output = output
+        self._shards = shards
+        self._rows = Metrics.counter("distilbeam", "rows_written")
+        self._rejects = Metrics.counter("distilbeam", "rows_rejected")
+        self._files = Metrics.counter("distilbeam", "shards_written")
+
+    def setup(self) -> None:
+        self._open: dict[str, SplitWriter] = {}
+        self._found: OutputState | None = None
+
+    def start_bundle(self) -> None:
+        self._abort()  # of a bundle that failed in another step
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[SplitRecord]:
+        try:
+            record = self._write(batch)
+        except BaseException:
+            self._abort()
+            raise
+        if record is not None:
+            self._rows.inc(record.rows)
+            self._rejects.inc(record.rejects)
+            self._files.inc(len(record.shards))
+            yield record
+
+    def finish_bundle(self) -> None:
+        if self._open:
+            count = len(self._open)
+            self._abort()
+            raise OutputError(f"a bundle ended in the middle of {count} splits; {_CURE}")
+
+    def teardown(self) -> None:
+        self._abort()
+
+    def _write(self, batch: pa.RecordBatch) -> SplitRecord | None:
+        provenance = _provenance(batch)
+        if provenance.finished:
+            if self._found is None:
+                self._found = OutputState.read(self._output)
+            return finished_record(self._found, provenance, self._shards)
+        writer = self._open.get(provenance.split)
+        if writer is None:
+            writer = self._open[provenance.split] = SplitWriter(self._output, provenance.split, self._shards)
+        writer.write(batch, provenance)
+        if not provenance.last:
+            return None
+        record = writer.finish(provenance)
+        del self._open[provenance.split]
+        return record
+
+    def _abort(self) -> None:
+        for writer in self._open.values():
+            writer.abort()
+        self._open = {}
+
+
+class _Collect(beam.CombineFn):
+    """All elements as one list."""
+
+    def create_accumulator(self) -> list[SplitRecord]:
+        return []
+
+    def add_input(self, accumulator: list[SplitRecord], element: SplitRecord) -> list[SplitRecord]:
+        accumulator.append(element)
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[list[SplitRecord]]) -> list[SplitRecord]:
+        return [record for accumulator in accumulators for record in accumulator]
+
+    def extract_output(self, accumulator: list[SplitRecord]) -> list[SplitRecord]:
+        return accumulator
+
+
+class _Commit(beam.DoFn):
+    def __init__(self, output: str, if_exists: str, limit: RejectLimit) -> None:
+        self._output = output
+        self._if_exists = if_exists
+        self._limit = limit
+
+    def process(self, records: list[SplitRecord]) -> Iterator[dict[str, Any]]:
+        manifest = commit(self._output, records, if_exists=self._if_exists, limit=self._limit)
+        yield manifest.summary(self._output)
+
+
+def _provenance(batch: pa.RecordBatch) -> Provenance:
+    try:
+        provenance = Provenance.of(batch)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        provenance = None  # such as the metadata of one of our own output files
+    if provenance is None:
+        raise OutputError(
+            "a batch without provenance reached WriteFeatures; read the input with ReadDocuments, and keep the schema "
+            "metadata of its batches"
+        )
+    return provenance
+
+
+def _statistics(batch: pa.RecordBatch) -> Statistics:
+    """Sums over the feature columns that are there."""
+
+    def column(name: str, *kinds: pa.DataType) -> pa.Array | None:
+        index = batch.schema.get_field_index(name)
+        return batch.column(index) if index >= 0 and batch.schema.field(index).type in kinds else None
+
+    tokens = column("token_count", pa.int32())
+    truncated = column("truncated", pa.bool_())
+    # A label without a score is a column of the user's.
+    labels = column("label", pa.string()) if column("score", pa.float32()) is not None else None
+    return Statistics(
+        tokens=None if tokens is None else pc.sum(tokens, min_count=0).as_py(),
+        truncated=None if truncated is None else pc.sum(truncated, min_count=0).as_py(),
+        labels=None
+        if labels is None
+        else {count["values"]: count["counts"] for count in pc.value_counts(labels.drop_null()).to_pylist()},
+    )
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    """A local path independent of the working folder; URLs as they are, once checked."""
+    output = os.fspath(path)
+    filesystems.resolve(output)
+    return output if "://" in output else os.path.abspath(output)  # noqa: PTH100

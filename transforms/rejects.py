@@ -1,0 +1,129 @@
+"""Rows that could not be processed, and why.
+
+A stage sets a row aside with ``Provenance.reject``; the rest of its batch goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import apache_beam as beam
+import pyarrow as pa
+
+from .errors import OutputError, SettingsError
+from .provenance import Provenance
+
+__all__ = ["REJECTS_SCHEMA", "RejectLimit", "Rejects", "parse_max_rejects", "rejects_table"]
+
+REJECTS_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("line", pa.int64()),
+        ("id", pa.string()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("reason", pa.string()),
+        ("length", pa.int64()),
+        ("text", pa.string()),
+    ]
+)
+"""Columns of rejects: file, row in it (from 0; Parquet and CSV) or physical line (from 1; other formats), value of the
+id column, stage, error class, reason, bytes of the text or line, and the text itself only where it was asked for."""
+
+
+def rejects_table(provenance: Provenance) -> pa.Table:
+    """The rejects that a batch brings, as a table of ``REJECTS_SCHEMA``.
+
+    ``line`` counts from the start of the part where the provenance is ``relative``.
+    """
+    by_line = provenance.unit == "line"
+    rows = [
+        {
+            "source": provenance.source,
+            "row": None if by_line else reject.row,
+            "line": reject.row if by_line else None,
+            "id": reject.id,
+            "stage": reject.stage,
+            "error": reject.error,
+            "reason": reject.reason,
+            "length": reject.length,
+            "text": reject.text,
+        }
+        for reject in provenance.rejects
+    ]
+    return pa.Table.from_pylist(rows, schema=REJECTS_SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class RejectLimit:
+    """How many rejects a job bears: a count, a fraction of the rows read, or any number where both are None."""
+
+    count: int | None = None
+    fraction: Fraction | None = None
+
+    def exceeded(self, rejects: int, rows: int) -> bool:
+        """Whether there are more rejects than allowed among the rows read, good and bad."""
+        if self.fraction is not None:
+            return rejects > self.fraction * rows
+        return self.count is not None and rejects > self.count
+
+    def __str__(self) -> str:
+        if self.fraction is not None:
+            return f"{float(self.fraction * 100):g}%"
+        return "any number" if self.count is None else str(self.count)
+
+
+def parse_max_rejects(value: int | str | None) -> RejectLimit:
+    """Reads a setting such as ``100``, ``"100"``, ``"1%"``, ``"none"`` or None.
+
+    Raises:
+        SettingsError: it is none of these.
+    """
+    text = "none" if value is None else str(value).strip().lower()
+    try:
+        if isinstance(value, (bool, float)):
+            raise ValueError
+        if text == "none":
+            return RejectLimit()
+        if text.endswith("%"):
+            fraction = Fraction(text[:-1].strip()) / 100
+            if not 0 <= fraction <= 1:
+                raise ValueError
+            return RejectLimit(fraction=fraction)
+        if not text.isdecimal():
+            raise ValueError
+        return RejectLimit(count=int(text))
+    except (ValueError, ZeroDivisionError):
+        raise SettingsError(
+            f"max_rejects is {value!r}; give a number of rows such as 100, a percentage from '0%' to '100%', or None "
+            "for no limit"
+        ) from None
+
+
+class _CollectRejects(beam.DoFn):
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        provenance = Provenance.of(batch)
+        if provenance is None:
+            raise OutputError("a batch without provenance reached Rejects; read the input with ReadDocuments")
+        if not provenance.rejects:
+            return
+        table = rejects_table(provenance)
+        if provenance.relative:
+            # Only the commit of a whole job knows how many lines come before; no number is better than a wrong one.
+            unknown = pa.nulls(table.num_rows, pa.int64())
+            table = table.set_column(table.schema.get_field_index("line"), "line", unknown)
+        yield from table.combine_chunks().to_batches()
+
+
+@dataclass
+class Rejects(beam.PTransform):
+    """Record batches -> record batches of ``REJECTS_SCHEMA``, for those who handle rejects themselves.
+
+    ``line`` is null where a large file was read in byte ranges; ``WriteFeatures`` fills it in.
+    """
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
+        return batches | "Collect rejects" >> beam.ParDo(_CollectRejects()).with_output_types(pa.RecordBatch)

@@ -1,0 +1,267 @@
+"""What is in an output folder besides a complete output: staged splits, and what of them can be used again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from . import filesystems
+from .errors import InputError, OutputError, OutputExistsError
+from .manifest import (
+    INTENT,
+    MANIFEST,
+    STAGING,
+    FileRecord,
+    Manifest,
+    SplitRecord,
+    canonical,
+    final_record,
+    identity,
+    load_manifest,
+    read_json,
+)
+from .provenance import Provenance
+from .shards import ShardSettings
+from .splits import Split
+
+__all__ = ["FinishedSplits", "OutputState", "concurrently", "finished_record", "stage_record"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def stage_record(output: str, record: SplitRecord) -> None:
+    """Notes that a split is staged; written after its files, whole or not at all."""
+    url = filesystems.join(output, STAGING, f"{record.split}-{record.fingerprint}.json")
+    filesystems.write_bytes(url, json.dumps(record.as_dict()).encode())
+
+
+@dataclass(frozen=True)
+class OutputState:
+    """An output folder as it is found.
+
+    Attributes:
+        output: path or URL of the folder.
+        present: bytes of every file, by path below the folder.
+        manifest: the committed output, if any.
+        intent: what an unfinished commit noted: ``files`` it may have made visible, ``settings`` and ``writer``.
+    """
+
+    output: str
+    present: Mapping[str, int]
+    manifest: Manifest | None
+    intent: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, output: str) -> OutputState:
+        """Looks at a folder, which need not exist.
+
+        Raises:
+            InputError: the folder cannot be listed.
+            OutputError: it is a file, or its manifest cannot be read.
+        """
+        _, root = filesystems.resolve(output)
+        present = {}
+        for info in filesystems.list_files(output):
+            _, path = filesystems.resolve(info.url)
+            present[path.removeprefix(root.rstrip("/")).lstrip("/")] = info.size
+        if "" in present:
+            raise OutputError(f"{output!r} is a file; the output must be a folder")
+        try:
+            manifest = load_manifest(output) if MANIFEST in present else None
+        except InputError as error:
+            raise OutputError(f"{error}; choose another folder or delete this one") from None
+        intent = read_json(filesystems.join(output, INTENT)) if INTENT in present else None
+        return cls(output, present, manifest, intent if isinstance(intent, dict) else None)
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """Files that a manifest or an unfinished commit names."""
+        noted = (self.intent or {}).get("files", ())
+        return frozenset(noted) | (self.manifest.files if self.manifest else frozenset())
+
+    @property
+    def visible(self) -> frozenset[str]:
+        """Files that readers of the folder see: no name on their path begins with ``_`` or ``.``."""
+        return frozenset(path for path in self.present if not any(name[:1] in "_." for name in path.split("/")))
+
+    def refuse_existing(self, if_exists: str, targets: Mapping[str, int] | None = None) -> None:
+        """Checks that a commit may make its files visible here.
+
+        Args:
+            if_exists: ``error``, ``overwrite`` or ``resume``.
+            targets: bytes of the commit's own files, by path; they may be here already.
+
+        Raises:
+            OutputExistsError: it would mix with, or replace, what must stay.
+        """
+        targets = targets or {}
+        ours = {path for path, size in targets.items() if self.present.get(path) == size}
+        if if_exists == "error":
+            if self.manifest is not None or self.visible - ours:
+                what = "an output" if self.manifest or self.intent else f"{len(self.visible)} files"
+                raise OutputExistsError(
+                    f"{self.output!r} already holds {what}; choose another folder, or set if_exists to 'overwrite' to "
+                    "replace it or 'resume' to finish it"
+                )
+            return
+        foreign = sorted(self.visible - ours - self.owned)
+        if foreign:
+            raise OutputExistsError(
+                f"{self.output!r} holds {len(foreign)} files that are not part of an output of distilbeam, such as "
+                f"{foreign[0]!r}; they would be read as features, and are never deleted: choose an empty folder or "
+                "move them away"
+            )
+
+    def refuse_other(self, settings: Any, writer: Mapping[str, Any]) -> None:
+        """Checks that what is committed here was made with these settings, so that it can be resumed.
+
+        Raises:
+            OutputExistsError: it was made with others.
+        """
+        if self.manifest is None or _same(self.manifest.model, self.manifest.writer, settings, writer):
+            return
+        intent = self.intent or {}
+        if intent and (intent.get("settings"), intent.get("writer")) == (canonical(settings), canonical(writer)):
+            return  # an overwrite with these settings was cut off in its commit
+        raise OutputExistsError(
+            f"{self.output!r} holds an output made with other settings "
+            f"({_difference(self.manifest, settings, writer)}), which cannot be resumed; set if_exists to 'overwrite' "
+            "to replace it, or choose another folder"
+        )
+
+    def find(self, split: str, settings: Any, writer: Mapping[str, Any]) -> list[SplitRecord]:
+        """Records of a split whose files are all here; the committed one first.
+
+        Args:
+            split: id of the split.
+            settings: settings of the features; ``...`` for any.
+            writer: settings of the writer.
+        """
+        for candidates in (self._committed.get(split, []), self._staged(split)):
+            usable = [record for record in candidates if _same(record.model, record.writer, settings, writer)]
+            found = [located for record in usable if (located := self._locate(record)) is not None]
+            if found:
+                return found
+        return []
+
+    @cached_property
+    def _committed(self) -> dict[str, list[SplitRecord]]:
+        return _grouped((record.split, record) for record in (self.manifest.records if self.manifest else ()))
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        """Names of the records of staged splits, by split."""
+        names = (path for path in self.present if path.startswith(f"{STAGING}/") and path.endswith(".json"))
+        return _grouped((path.rpartition("/")[2].partition("-")[0], path) for path in names)
+
+    def _staged(self, split: str) -> list[SplitRecord]:
+        found = []
+        for name in self._names.get(split, []):
+            try:
+                found.append(SplitRecord.from_dict(read_json(filesystems.join(self.output, name))))
+            except (TypeError, KeyError, ValueError):
+                continue  # of another version: done again
+        return found
+
+    def _locate(self, record: SplitRecord) -> SplitRecord | None:
+        """The record with its files where they are: staged, or in place after a commit that was cut off."""
+        placed = final_record(record)
+        shards = []
+        for staged, final in zip(record.shards, placed.shards, strict=True):
+            here = [file for file in (staged, final) if self.present.get(file.path) == file.bytes]
+            if not here:
+                return None
+            shards.append(here[0])
+        rejects: FileRecord | None = None
+        if record.rejects_file is not None and placed.rejects_file is not None:
+            # The commit rewrites rejects, so their size may have changed.
+            there = [file for file in (record.rejects_file, placed.rejects_file) if file.path in self.present]
+            if not there:
+                return None
+            rejects = there[0]
+        return replace(record, shards=tuple(shards), rejects_file=rejects)
+
+
+@dataclass(frozen=True)
+class FinishedSplits:
+    """Tells which splits of a plan need no work because the output has them, staged or committed.
+
+    Args:
+        output: path or URL of the output folder.
+        settings: settings of the features, as in ``Provenance.model["settings"]``; None if no model is used.
+        shards: settings of the writer.
+    """
+
+    output: str
+    settings: Mapping[str, Any] | None
+    shards: ShardSettings = ShardSettings()  # noqa: RUF009
+
+    def __call__(self, splits: Sequence[Split]) -> Collection[str]:
+        """Ids of the finished splits.
+
+        Raises:
+            OutputExistsError: the folder holds a complete output made with other settings.
+        """
+        state = OutputState.read(self.output)
+        writer = self.shards.as_dict()
+        state.refuse_other(self.settings, writer)
+        ids = sorted({split.id for split in splits})
+        found = concurrently(lambda split: state.find(split, self.settings, writer), ids)
+        return frozenset(split for split, records in zip(ids, found, strict=True) if records)
+
+
+def finished_record(state: OutputState, provenance: Provenance, shards: ShardSettings) -> SplitRecord:
+    """The record of a split that was found finished, at its place in the present plan.
+
+    Raises:
+        OutputError: there is none, or there are several and the batch does not say which model is meant.
+    """
+    model = provenance.model
+    records = state.find(provenance.split, ... if model is None else model.get("settings"), shards.as_dict())
+    if not records:
+        raise OutputError(
+            f"split {provenance.ordinal} was found finished in {state.output!r} when the job began, but its files are "
+            "no longer there; another job may be writing to the same folder"
+        )
+    if len({record.fingerprint for record in records}) > 1:
+        raise OutputError(
+            f"{state.output!r} holds split {provenance.ordinal} staged with several models; set if_exists to "
+            "'overwrite' to start anew"
+        )
+    return replace(records[0], ordinal=provenance.ordinal, splits=provenance.splits)
+
+
+def concurrently(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Calls a function that waits for a store on every item, in threads; the first error is raised."""
+    items = list(items)
+    if len(items) <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(16, len(items)), thread_name_prefix="distilbeam-output") as pool:
+        return list(pool.map(function, items))
+
+
+def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    groups: dict[str, list[T]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
+def _same(model: Any, writer: Any, settings: Any, wanted: Any) -> bool:
+    known = identity(model)
+    made_with = None if known is None else known["settings"]
+    return (settings is ... or made_with == canonical(settings)) and canonical(writer) == canonical(wanted)
+
+
+def _difference(manifest: Manifest, settings: Any, writer: Mapping[str, Any]) -> str:
+    """Which settings differ, with both values."""
+    known = identity(manifest.model) or {}
+    before = {**(known.get("settings") or {}), **manifest.writer}
+    after = {**(canonical(settings) or {}), **writer}
+    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r}, is {after.get(name)!r}" for name in names[:3]) or "no settings"
