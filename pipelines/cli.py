@@ -1,0 +1,247 @@
+"""The command ``distilbeam``."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from distilbeam.transforms.errors import (
+    CheckpointError,
+    DistilbeamError,
+    InputError,
+    OutputExistsError,
+    SettingsError,
+)
+
+from .options import parse
+
+__all__ = ["main"]
+
+T = TypeVar("T")
+
+_WRONG_INPUT = (SettingsError, InputError, CheckpointError, OutputExistsError)
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 if all went well, 2 if the input or the settings are wrong, 1 if a job failed.
+    """
+    options: Namespace | None = None
+    try:
+        options, flags = parse(sys.argv[1:] if argv is None else argv)
+        _quieten(options.log_level, flags)
+        return _COMMANDS.get(options.command, _job)(options, flags)
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, _Terminated) as stop:
+        return _code(stop)
+    except DistilbeamError as error:
+        _say(f"error: {error}")
+        _trace(error, options)
+        return 2 if isinstance(error, _WRONG_INPUT) else 1
+    except Exception as error:
+        from .failures import explain
+
+        hint = "" if _debugging(options) else "; run it with --log-level debug to see where"
+        _say(f"error: the job failed with {explain(error)}{hint}")
+        _trace(error, options)
+        return 1
+
+
+def _job(options: Namespace, flags: list[str]) -> int:
+    """``embed``, ``classify``, ``tokenize`` and ``featurize``."""
+    settings = {name: value for name, value in vars(options).items() if name not in _NOT_SETTINGS}
+    settings["text"] = options.text or "text"
+    settings["types"] = _types(options.types)
+    return _launch(options, flags, options.command, settings)
+
+
+def _launch(options: Namespace, flags: list[str], command: str, settings: dict[str, Any]) -> int:
+    from .progress import Progress
+
+    title = {"embed": "embedding", "classify": "classifying", "tokenize": "tokenizing"}.get(command, "featurizing")
+    how = "none" if options.quiet or not _in_process(flags) else options.progress
+    with Progress(how, title) as progress:
+
+        def work() -> Any:
+            from . import run
+
+            return getattr(run, command)(**settings, beam_options=flags)
+
+        summary = _interruptible(work, progress, settings["output"])
+    if options.quiet:
+        return 0
+    if summary is None:
+        _say("the job was submitted; the runner goes on with it")
+        return 0
+    from .display import show_summary
+
+    show_summary(summary, _console())
+    return 0
+
+
+def _demo(options: Namespace, flags: list[str]) -> int:
+    from .demo import equivalent, settings
+
+    chosen = settings(options.output)
+    if not options.quiet:
+        _console().print(f"running: {equivalent(chosen)}", soft_wrap=True, markup=False)
+    code = _launch(options, flags, "featurize", chosen)
+    if code == 0 and not options.quiet:
+        from .display import show_inspection
+        from .inspection import inspect
+
+        console = _console()
+        console.print(f"\nlooking: distilbeam inspect {options.output}\n", soft_wrap=True, markup=False)
+        show_inspection(inspect(options.output, rows=3), console)
+    return code
+
+
+def _inspect(options: Namespace, _: list[str]) -> int:
+    from .inspection import inspect
+
+    found = inspect(options.output, rows=options.rows)
+    if options.json:
+        import json
+
+        sys.stdout.write(json.dumps(found.to_dict(), indent=2, default=str) + "\n")
+    else:
+        from .display import show_inspection
+
+        show_inspection(found, _console())
+    sys.stdout.flush()
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Namespace, list[str]], int]] = {"inspect": _inspect, "demo": _demo}
+_NOT_SETTINGS = ("command", "own", "quiet", "progress", "log_level")
+
+
+def _interruptible(work: Callable[[], T], progress: Any, output: str) -> T:
+    """Do the work in a thread, so that this one can end the process at once, even amid a model pass.
+
+    Ending it harms nothing: what is not committed is not visible, and finished splits stay staged.
+    """
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if main else None
+    thread = threading.Thread(target=target, name="job", daemon=True)
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.5)
+    except (KeyboardInterrupt, _Terminated) as stop:
+        progress.close()
+        _say(f"stopped; finished splits are kept in {output}, go on with --if-exists resume")
+        _leave(_code(stop))
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _code(stop: BaseException) -> int:
+    return 143 if isinstance(stop, _Terminated) else 130
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _in_process(flags: Sequence[str]) -> bool:
+    """Whether the job runs in this very process, where its progress can be seen."""
+    words = [word for flag in flags for word in flag.split("=", 1)]
+    values = dict(itertools.pairwise(words))
+    runner, mode = values.get("--runner", "DirectRunner"), values.get("--direct_running_mode", "in_memory")
+    return runner in ("DirectRunner", "FnApiRunner") and mode != "multi_processing"
+
+
+def _types(pairs: Sequence[str] | None) -> dict[str, str] | None:
+    for pair in pairs or ():
+        if not all(pair.partition("=")):
+            raise SettingsError(f"--types takes NAME=TYPE, such as stars=int64, not {pair!r}")
+    return {name: kind for name, _, kind in (pair.partition("=") for pair in pairs)} if pairs else None
+
+
+def _quieten(level: str, flags: Sequence[str]) -> None:
+    """Let pass what a user can act on: our own log, and of Beam's only what another runner says."""
+    ours = getattr(logging, level.upper())
+    beam = ours if level == "debug" else logging.CRITICAL if _in_process(flags) else logging.INFO
+
+    def wanted(record: logging.LogRecord) -> bool:
+        if record.name.startswith("distilbeam"):
+            return record.levelno >= ours
+        # A traceback ends with a message that may quote a document.
+        safe = record.exc_info is None and "Traceback" not in record.getMessage()
+        return safe and record.levelno >= (beam if "apache_beam" in record.pathname else max(ours, logging.ERROR))
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.addFilter(wanted)
+    logging.basicConfig(handlers=[handler], level=min(ours, beam), force=True)
+    if level != "debug":
+        warnings.simplefilter("ignore")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Rich takes 80 columns where there is no terminal, which cuts more than is needed.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return Console(width=width, highlight=False)
+
+
+def _debugging(options: Namespace | None) -> bool:
+    return options is not None and options.log_level == "debug"
+
+
+def _trace(error: BaseException, options: Namespace | None) -> None:
+    """Where an error came from, without its message or those of its causes."""
+    if not _debugging(options):
+        return
+    from .failures import frames
+
+    current: BaseException | None = error
+    while current is not None:
+        sys.stderr.write(f"{type(current).__name__} at\n" + "".join(f"  {place}\n" for place in frames(current)))
+        current = current.__cause__
+
+
+def _say(message: str) -> None:
+    # A path may hold anything, even what commands a terminal.
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in message)
+    sys.stderr.write(f"distilbeam: {shown}\n")
+    sys.stderr.flush()

@@ -1,0 +1,173 @@
+"""Results as people read them on a terminal, in a log or through a pipe."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .progress import duration
+
+if TYPE_CHECKING:
+    from .inspection import Inspection
+    from .run import Summary
+
+__all__ = ["show_inspection", "show_summary", "size"]
+
+_MAX_LABELS = 12
+_UNSAFE = ("Cc", "Cs", "Zl", "Zp")
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def show_summary(summary: Summary, console: Console) -> None:
+    """A few lines on what a job has done."""
+    speed = f", {summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else ""
+    told = [f"{summary.rows:,} rows, {summary.tokens:,} tokens in {duration(summary.seconds)}{speed}"]
+    shares = [
+        f"truncated {_share(summary.truncated, summary.rows)}",
+        f"rejected {_share(summary.rejected, summary.read)}",
+    ]
+    if summary.padding is not None:
+        shares.insert(0, f"padding {summary.padding:.1%}")
+    told.append(", ".join(shares))
+    if summary.resumed:
+        told.append(f"{summary.resumed:,} of {summary.splits:,} splits were finished before and not redone")
+    told.append(f"{summary.output}: {_plural(summary.shards, 'shard')}, {size(summary.bytes)}")
+    if summary.rejected:
+        told.append(f"rejected rows, with reasons: {summary.output.rstrip('/')}/_rejects")
+    for line in told:
+        console.print(Text(line), soft_wrap=True)
+
+
+def show_inspection(found: Inspection, console: Console) -> None:
+    """Tables on an output folder."""
+    model, settings = found.model, found.model.get("settings", {})
+    facts = [
+        ("output", f"{found.output}: {found.rows:,} rows, {_plural(found.shards, 'shard')}, {size(found.bytes)}"),
+        ("model", " @ ".join(filter(None, (model.get("id"), model.get("revision"))))),
+        ("weights", f"sha256 {model.get('weights_sha256')}"),
+        ("tokenizer", f"sha256 {model.get('tokenizer_sha256')}"),
+        ("settings", _pairs(settings)),
+        ("compute", _pairs(model.get("compute", {}))),
+        ("version", f"distilbeam {model.get('version')}"),
+    ]
+    if found.tokens:
+        tokens = found.tokens
+        facts.append(
+            (
+                "tokens",
+                f"{tokens.total:,}; of a row: least {tokens.minimum:,}, median {tokens.median:,}, "
+                f"95% up to {tokens.p95:,}, most {tokens.maximum:,}",
+            )
+        )
+        facts.append(("truncated", _share(tokens.truncated, found.rows)))
+    if found.vectors:
+        vectors = found.vectors
+        norms = (vectors.mean_norm, vectors.minimum_norm, vectors.maximum_norm)
+        told = "" if None in norms else "; norm mean {:.4g}, least {:.4g}, most {:.4g}".format(*norms)
+        facts.append(
+            (
+                "vectors",
+                f"{vectors.count:,} x {vectors.dimensions:,} {vectors.dtype}{told}; {vectors.non_finite:,} not finite",
+            )
+        )
+    facts.append(("rejected", _share(found.rejects.total, found.rows + found.rejects.total)))
+    console.print(_grid(facts))
+    _columns(found, console)
+    if found.labels is not None:
+        _labels(found, console)
+    if found.rejects.total:
+        _rejects(found, console)
+    for number, row in enumerate(found.sample):
+        console.print()
+        console.print(Text(f"row {number}", style="bold"))
+        console.print(_grid(((name, _value(value)) for name, value in row.items()), cut=True))
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    amount = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:,.1f} TB"
+
+
+def _columns(found: Inspection, console: Console) -> None:
+    console.print()
+    console.print(Text("columns", style="bold"))
+    console.print(_grid(found.columns.items()))
+
+
+def _labels(found: Inspection, console: Console) -> None:
+    labels = found.labels or {}
+    total = sum(labels.values())
+    table = _table("label", "rows", "share", "")
+    for label, rows in list(labels.items())[:_MAX_LABELS]:
+        table.add_row(_clean(label), f"{rows:,}", f"{rows / total:.1%}", "#" * round(30 * rows / total))
+    if len(labels) > _MAX_LABELS:
+        table.add_row(Text(f"and {len(labels) - _MAX_LABELS} more"))
+    console.print()
+    console.print(table)
+
+
+def _rejects(found: Inspection, console: Console) -> None:
+    table = _table("rejected at", "rows", "error")
+    for kind in found.rejects.kinds:
+        table.add_row(_clean(kind["stage"]), f"{kind['rows']:,}", _clean(kind["error"]))
+    console.print()
+    console.print(table)
+    console.print()
+    for reject in found.rejects.examples:
+        unit = "row" if reject["line"] is None else "line"
+        where = f"{reject['source']} {unit} {reject[unit]}"
+        named = f" ({reject['id']})" if reject.get("id") is not None else ""
+        console.print(_clean(f"{where}{named}: {reject['reason']}"), soft_wrap=True)
+
+
+def _grid(facts: Iterable[tuple[str, str]], cut: bool = False) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(no_wrap=cut, overflow="ellipsis" if cut else "fold")
+    for name, value in facts:
+        table.add_row(_clean(f"  {name}" if cut else name), _clean(value))
+    return table
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in names:
+        table.add_column(name, justify="right" if name in ("rows", "share") else "left")
+    return table
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value[:6])) + (f", ... {len(value):,} in all]" if len(value) > 6 else "]")
+    if isinstance(value, dict):
+        return _pairs(value)
+    return "null" if value is None else str(value)[:2000]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in values.items() if value is not None)
+
+
+def _clean(text: str) -> Text:
+    """Text without markup and without the characters that command a terminal or turn the order of others."""
+    return Text("".join(" " if unicodedata.category(char) in _UNSAFE or char in _BIDI else char for char in text))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.1%})" if part and whole else "0" if not part else f"{part:,}"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

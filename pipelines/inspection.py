@@ -1,0 +1,269 @@
+"""Looking into an output folder."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from distilbeam.transforms.errors import InputError, OutputError
+from distilbeam.transforms.filesystems import join, resolve
+from distilbeam.transforms.manifest import MANIFEST, Manifest, find_manifest
+
+__all__ = ["Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
+
+_BATCH_ROWS = 8192
+_LABELS = 1000
+_REJECTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Lengths of the texts in tokens, special tokens included."""
+
+    total: int
+    minimum: int
+    median: int
+    p95: int
+    maximum: int
+    truncated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The embeddings; norms are of the finite vectors."""
+
+    dimensions: int
+    dtype: str
+    count: int
+    non_finite: int
+    mean_norm: float | None
+    minimum_norm: float | None
+    maximum_norm: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejects:
+    """Rows set aside: how many, how many of each stage and error, and a few of them."""
+
+    total: int
+    kinds: list[dict[str, Any]]
+    examples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What an output folder holds.
+
+    Attributes:
+        output: the folder.
+        rows: rows of all shards.
+        shards: number of shards.
+        bytes: bytes of all shards.
+        columns: name and Arrow type of each column.
+        model: the model that made it, as the manifest has it.
+        rejects: rows set aside.
+        labels: rows by label, most first; None without labels.
+        tokens: lengths of the texts; None without a token count.
+        vectors: the embeddings; None without them.
+        sample: the first rows.
+    """
+
+    output: str
+    rows: int
+    shards: int
+    bytes: int
+    columns: dict[str, str]
+    model: dict[str, Any]
+    rejects: Rejects
+    labels: dict[str, int] | None
+    tokens: TokenCounts | None
+    vectors: Vectors | None
+    sample: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as what JSON knows."""
+        return asdict(self)
+
+
+def inspect(output: str, rows: int = 5) -> Inspection:
+    """Look into an output folder; all shards are read, a batch at a time.
+
+    Args:
+        output: a folder that distilbeam has written, or its URL.
+        rows: rows to show as they are.
+
+    Raises:
+        InputError: there is no finished output.
+        OutputError: its files are not what its manifest says.
+    """
+    manifest = find_manifest(output)
+    if manifest is None:
+        raise InputError(f"{output} holds no finished output: there is no {join(output, MANIFEST)}")
+    model = manifest.model or {}
+    statistics = _Statistics(model.get("settings", {}).get("prefix", ""))
+    dataset = _dataset(output, [shard.path for shard in manifest.shards])
+    counted = 0
+    try:
+        for batch in _batches(dataset, statistics.columns(dataset.schema)) if dataset else ():
+            counted += batch.num_rows
+            statistics.add(batch)
+        sample = dataset.head(rows).to_pylist() if dataset and rows > 0 else []
+        rejects = _rejects(output, manifest)
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(
+            f"a file that the manifest of {output} names cannot be read ({type(error).__name__})"
+        ) from None
+    if counted != manifest.rows:
+        raise OutputError(f"the manifest of {output} names {manifest.rows:,} rows, its files hold {counted:,}")
+    return Inspection(
+        output=output,
+        rows=manifest.rows,
+        shards=len(manifest.shards),
+        bytes=sum(shard.bytes for shard in manifest.shards),
+        columns={name: _type_name(kind) for name, kind in manifest.schema},
+        model=model,
+        rejects=rejects,
+        labels=statistics.labels(),
+        tokens=statistics.tokens(),
+        vectors=statistics.vectors(),
+        sample=sample,
+    )
+
+
+def _batches(dataset: ds.Dataset, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches one after another, few of them at a time in memory."""
+    yield from dataset.to_batches(columns=columns, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1)
+
+
+def _rejects(output: str, manifest: Manifest) -> Rejects:
+    kinds: Counter[tuple[str, str]] = Counter()
+    examples: list[dict[str, Any]] = []
+    dataset = _dataset(output, [record.rejects_file.path for record in manifest.records if record.rejects_file])
+    if dataset is not None:
+        columns = [name for name in dataset.schema.names if name != "text"]
+        for batch in _batches(dataset, columns):
+            counts = pa.table(batch).group_by(["stage", "error"]).aggregate([([], "count_all")])
+            kinds.update({(row["stage"], row["error"]): row["count_all"] for row in counts.to_pylist()})
+            examples += batch.slice(0, _REJECTS - len(examples)).to_pylist()
+    return Rejects(
+        total=manifest.rejects,
+        kinds=[{"stage": stage, "error": error, "rows": rows} for (stage, error), rows in kinds.most_common()],
+        examples=examples,
+    )
+
+
+class _Statistics:
+    """What is counted over the batches of the feature columns."""
+
+    def __init__(self, prefix: str) -> None:
+        self._label, self._count = f"{prefix}label", f"{prefix}token_count"
+        self._truncated, self._embedding = f"{prefix}truncated", f"{prefix}embedding"
+        self._labels: Counter[str] = Counter()
+        self._lengths = np.zeros(0, dtype=np.int64)
+        self._cut = 0
+        self._dtype = ""
+        self._dimensions = 0
+        self._vectors = self._non_finite = 0
+        self._norm_sum, self._norm_low, self._norm_high = 0.0, np.inf, -np.inf
+        self._seen: set[str] = set()
+
+    def columns(self, schema: pa.Schema) -> list[str]:
+        """The columns that are counted."""
+        known = (self._label, self._count, self._truncated, self._embedding)
+        self._seen = {name for name in known if name in schema.names}
+        return [name for name in known if name in self._seen]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if self._label in self._seen:
+            for entry in pc.value_counts(batch[self._label].drop_null()).to_pylist():
+                if entry["values"] in self._labels or len(self._labels) < _LABELS:
+                    self._labels[entry["values"]] += entry["counts"]
+        if self._count in self._seen:
+            lengths = np.bincount(batch[self._count].drop_null().to_numpy(zero_copy_only=False))
+            size = max(len(lengths), len(self._lengths))
+            self._lengths = np.pad(self._lengths, (0, size - len(self._lengths)))
+            self._lengths[: len(lengths)] += lengths
+        if self._truncated in self._seen:
+            self._cut += batch[self._truncated].true_count
+        if self._embedding in self._seen:
+            self._add_vectors(batch[self._embedding].drop_null())
+
+    def _add_vectors(self, column: pa.Array) -> None:
+        vectors = _matrix(column)
+        self._dtype = str(column.type.value_type).replace("halffloat", "float16")
+        self._vectors += len(vectors)
+        if not len(vectors):
+            return
+        self._dimensions = vectors.shape[1]
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        finite = norms[np.isfinite(norms)]
+        self._non_finite += len(norms) - len(finite)
+        if len(finite):
+            self._norm_sum += float(finite.sum())
+            self._norm_low = min(self._norm_low, float(finite.min()))
+            self._norm_high = max(self._norm_high, float(finite.max()))
+
+    def labels(self) -> dict[str, int] | None:
+        return dict(self._labels.most_common()) if self._label in self._seen else None
+
+    def tokens(self) -> TokenCounts | None:
+        counts = self._lengths
+        if self._count not in self._seen or not counts.sum():
+            return None
+        reached, lengths = np.cumsum(counts), np.flatnonzero(counts)
+
+        def at(share: float) -> int:
+            return int(np.searchsorted(reached, share * reached[-1]))
+
+        return TokenCounts(
+            total=int((counts * np.arange(len(counts))).sum()),
+            minimum=int(lengths[0]),
+            median=at(0.5),
+            p95=at(0.95),
+            maximum=int(lengths[-1]),
+            truncated=self._cut,
+        )
+
+    def vectors(self) -> Vectors | None:
+        if self._embedding not in self._seen:
+            return None
+        finite = self._vectors - self._non_finite
+        return Vectors(
+            dimensions=self._dimensions,
+            dtype=self._dtype,
+            count=self._vectors,
+            non_finite=self._non_finite,
+            mean_norm=self._norm_sum / finite if finite else None,
+            minimum_norm=self._norm_low if finite else None,
+            maximum_norm=self._norm_high if finite else None,
+        )
+
+
+def _matrix(column: pa.Array) -> npt.NDArray[Any]:
+    """Lists of numbers as rows of a matrix; JSON Lines give lists of any length."""
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), -1) if len(column) else np.zeros((0, 0))
+
+
+def _type_name(kind: str) -> str:
+    """Arrow's name of a type as numpy and pandas would say it."""
+    name = kind.replace("halffloat", "float16").replace("item: ", "").replace("element: ", "")
+    return re.sub(r"\bdouble\b", "float64", re.sub(r"\bfloat\b", "float32", name))
+
+
+def _dataset(output: str, names: list[str]) -> ds.Dataset | None:
+    if not names:
+        return None
+    paths = [resolve(join(output, name))[1] for name in names]
+    return ds.dataset(
+        paths, format="parquet" if names[0].endswith(".parquet") else "json", filesystem=resolve(output)[0]
+    )

@@ -1,0 +1,340 @@
+"""The options of the command line: ours, and those that are handed on to Apache Beam."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import importlib.util
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distilbeam import __version__
+from distilbeam.transforms.errors import SettingsError
+
+__all__ = ["COMMANDS", "beam_flags", "check_flags", "parse"]
+
+# As in featurization.py, which takes longer to import than help may take.
+FEATURES = ("embedding", "label", "score", "scores", "input_ids")
+
+COMMANDS = {
+    "embed": "one vector for each text",
+    "classify": "a label and its score for each text",
+    "tokenize": "token ids and counts for each text, without running the model",
+    "featurize": "any of these together, in one pass over the texts",
+    "inspect": "look into an output folder",
+    "demo": "classify the example reviews with the tiny model that comes with distilbeam",
+}
+
+_EPILOG = """\
+examples:
+  distilbeam embed --model sentence-transformers/msmarco-distilbert-base-v4 \\
+      --input 'news/*.parquet' --text title body --output vectors
+  distilbeam classify --model ./sst2 --input reviews.jsonl.gz --text review --output labels
+  distilbeam inspect labels
+
+`distilbeam COMMAND --help` tells the options of a command.
+"""
+
+_EXAMPLES = {
+    "embed": """\
+examples:
+  distilbeam embed --model ./minilm --input news.parquet --text title body --output vectors
+  distilbeam embed --model ./minilm --input 's3://lake/news/**/*.parquet' --output s3://lake/vectors \\
+      --normalize --embedding-dtype float16 --if-exists resume
+""",
+    "classify": """\
+examples:
+  distilbeam classify --model ./sst2 --input reviews.csv --text review --keep id --output labels
+  distilbeam classify --model ./sst2 --input reviews.csv --text review --output labels --scores
+""",
+    "tokenize": """\
+example:
+  distilbeam tokenize --model ./sst2 --input books/*.txt --output tokens --max-length 128
+""",
+    "featurize": """\
+example:
+  distilbeam featurize --model ./sst2 --input reviews.jsonl --text review --output features \\
+      --features embedding label score
+""",
+    "inspect": """\
+examples:
+  distilbeam inspect labels
+  distilbeam inspect s3://lake/vectors --json | jq .rows
+""",
+    "demo": """\
+example:
+  distilbeam demo --output demo-output
+""",
+}
+
+_BEAM = """
+Options of Apache Beam go along and are handed on, such as --runner FlinkRunner or --temp_location gs://bucket/tmp;
+those that only a job server knows come last, after `--`. Without --runner the job runs in this process.
+"""
+
+
+# Checked by us, after unknown options, so that one who writes --modle is told about that.
+_REQUIRED = ("model", "input", "features", "output")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that raises ``SettingsError`` where argparse would print its usage and exit."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(
+            f"{message.replace('the following arguments are required:', 'missing')}; see {self.prog} -h"
+        )
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a command line, and the flags that are left for Beam.
+
+    Raises:
+        SettingsError: an option is wrong, missing or known to nobody.
+        SystemExit: help or the version was asked for and has been printed.
+    """
+    argv = list(argv)
+    unchecked: list[str] = []
+    if "--" in argv:
+        cut = argv.index("--")
+        argv, unchecked = argv[:cut], argv[cut + 1 :]
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise SettingsError(
+            f"there is no command {argv[0]!r}{_suggest(argv[0], COMMANDS)}; the commands are {', '.join(COMMANDS)}"
+        )
+    parser = _parser()
+    options, flags = parser.parse_known_args(argv)
+    _check_names(flags, options.own, set() if options.command in ("inspect", "demo") else beam_flags())
+    missing = [name for name in _REQUIRED if getattr(options, name, True) is None]
+    if missing:
+        names = ", ".join(f"--{name}" for name in missing)
+        raise SettingsError(f"missing {names}; see distilbeam {options.command} -h")
+    return options, flags + unchecked
+
+
+def beam_flags() -> set[str]:
+    """Every option Beam knows, read from its source, since importing Beam takes seconds."""
+    spec = importlib.util.find_spec("apache_beam")
+    places = spec.submodule_search_locations if spec else None
+    source = "".join(Path(place, "options", "pipeline_options.py").read_text() for place in places or ())
+    return set(re.findall(r"""['"](--[a-z0-9][\w-]*)['"]""", source))
+
+
+def check_flags(flags: Sequence[str]) -> None:
+    """Have Beam check the values of its options.
+
+    Raises:
+        SettingsError: a value is wrong.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            PipelineOptions(list(flags)).get_all_options(retain_unknown_options=True)
+    except SystemExit:
+        raise SettingsError(complaint.getvalue().strip().rpartition("error: ")[2]) from None
+
+
+def _check_names(flags: Iterable[str], own: set[str], beam: set[str]) -> None:
+    expected = True  # a word after an option of Beam's is its value
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if not name.startswith("-") or _is_number(name):
+            if expected:
+                raise SettingsError(f"did not expect {name!r}; every setting is given as --name value")
+            expected = True
+        elif name not in beam:
+            advice = "; options that only a job server knows come after --" if beam else ""
+            raise SettingsError(f"there is no option {name}{_suggest(name, own | beam) or advice}")
+        else:
+            expected = "=" in flag
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"-\d+(\.\d+)?", word) is not None
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word.replace("_", "-"), sorted(known), 1, 0.7)
+    close = close or difflib.get_close_matches(word, sorted(known), 1, 0.7)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="distilbeam", description="DistilBERT features for large text corpora, on Apache Beam.", epilog=_EPILOG
+    )
+    parser.add_argument("--version", action="version", version=f"distilbeam {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        job = name not in ("inspect", "demo")
+        usage = {"inspect": "distilbeam inspect OUTPUT [options]", "demo": "distilbeam demo [options]"}
+        command = commands.add_parser(
+            name,
+            help=summary,
+            usage=usage.get(
+                name,
+                f"distilbeam {name} --model M --input PATH... --text COLUMN... --output OUT [options] [Beam options]",
+            ),
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_EXAMPLES[name] + (_BEAM if job else ""),
+        )
+        if job:
+            _add_input(command)
+            _add_model(command, name)
+            _add_output(command)
+            _add_run(command)
+        elif name == "inspect":
+            command.add_argument("output", metavar="OUTPUT", help="folder that distilbeam has written, or its URL")
+            command.add_argument("--rows", type=int, default=5, metavar="N", help="rows to show (default 5)")
+            command.add_argument("--json", action="store_true", help="print everything as JSON")
+        else:
+            command.add_argument(
+                "--output", default="demo-output", metavar="OUT", help="folder to write (default demo-output)"
+            )
+            _add_run(command)
+        if name == "inspect":
+            _add_log_level(command)
+        command.set_defaults(own={flag for action in command._actions for flag in action.option_strings})
+    return parser
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("input")
+    group.add_argument(
+        "--input",
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="files, folders or globs; local or s3://, gs://, az:// and other fsspec URLs",
+    )
+    group.add_argument(
+        "--text",
+        nargs="+",
+        action="extend",
+        metavar="COLUMN",
+        help="column with the text; several are joined (default text)",
+    )
+    group.add_argument(
+        "--keep", nargs="*", action="extend", metavar="COLUMN", help="columns to keep in the output (default all)"
+    )
+    group.add_argument("--id", metavar="COLUMN", help="column that names a row in the rejects")
+    group.add_argument(
+        "--format",
+        choices=("auto", "parquet", "jsonl", "csv", "tsv", "text"),
+        default="auto",
+        help="format of the files (default auto, by their names)",
+    )
+    group.add_argument(
+        "--types", nargs="+", action="extend", metavar="NAME=TYPE", help="types of columns, such as stars=int64"
+    )
+    group.add_argument(
+        "--separator", default=" ", metavar="TEXT", help="what joins several text columns (default a space)"
+    )
+    group.add_argument(
+        "--nulls", choices=("reject", "keep"), default="reject", help="rows without a text (default reject)"
+    )
+    group.add_argument(
+        "--batch-rows", type=_count, metavar="N", help="rows of a record batch, which are sorted together"
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="M", help="a local folder, an fsspec URL, or a Hub id such as name@revision")
+    group.add_argument(
+        "--max-length", type=_count, metavar="N", help="tokens of a text that are read (default: the model's)"
+    )
+    if command != "tokenize":
+        group.add_argument(
+            "--token-budget", type=_count, metavar="N", help="rows x longest row of one forward pass, at most"
+        )
+        group.add_argument(
+            "--dtype",
+            choices=("auto", "float32", "bfloat16", "float16"),
+            default="auto",
+            help="precision of the model (default auto, chosen on the worker)",
+        )
+        group.add_argument(
+            "--device",
+            default="auto",
+            metavar="D",
+            help="auto, cpu, cuda or cuda:N (default auto, chosen on the worker)",
+        )
+        group.add_argument("--threads", type=_count, metavar="N", help="threads of the model (default: all cores)")
+    group = parser.add_argument_group("features")
+    if command == "featurize":
+        group.add_argument(
+            "--features",
+            nargs="+",
+            action="extend",
+            choices=FEATURES,
+            metavar="F",
+            help=f"any of {', '.join(FEATURES)}",
+        )
+    if command in ("embed", "featurize"):
+        group.add_argument(
+            "--pooling", choices=("mean", "cls", "max"), help="how a vector is made (default: the model's)"
+        )
+        group.add_argument(
+            "--normalize", action=argparse.BooleanOptionalAction, help="vectors of length 1 (default: the model's)"
+        )
+        group.add_argument("--dimensions", type=_count, metavar="N", help="keep the first N numbers of a vector")
+        group.add_argument(
+            "--embedding-dtype", choices=("float32", "float16"), default="float32", help="type of the vectors written"
+        )
+    if command == "classify":
+        group.add_argument("--scores", action="store_true", help="the scores of all labels too")
+    group.add_argument("--prefix", default="", metavar="P", help="put before the names of the new columns")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", metavar="OUT", help="folder to write, or its URL")
+    group.add_argument(
+        "--if-exists",
+        choices=("error", "overwrite", "resume"),
+        default="error",
+        help="what to do with an output that is there; resume skips finished splits (default error)",
+    )
+    group.add_argument(
+        "--max-rejects", default="1%", metavar="N", help="rows that may be set aside, a count or a share (default 1%%)"
+    )
+    group.add_argument("--rejects-include-text", action="store_true", help="write the text of rejected rows too")
+    group.add_argument("--output-format", choices=("parquet", "jsonl"), default="parquet", help="default parquet")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    group.add_argument(
+        "--progress",
+        choices=("auto", "bar", "log", "none"),
+        default="auto",
+        help="default auto: a bar on a terminal, log lines elsewhere",
+    )
+    _add_log_level(group)
+
+
+def _add_log_level(parser: Any) -> None:
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+        help="debug also tells where a failure came from (default warning)",
+    )

@@ -1,0 +1,201 @@
+"""Watching a job that runs in this process."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, TextIO
+
+from distilbeam.transforms.metrics import LIVE
+from distilbeam.transforms.splits import Split
+
+__all__ = ["Planned", "Progress", "duration"]
+
+_LOG_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Stands between the reader and ``FinishedSplits`` to note how much there is to do.
+
+    Attributes:
+        skip: tells the finished splits, or None where nothing is resumed.
+    """
+
+    skip: Callable[[Sequence[Split]], Collection[str]] | None = None
+
+    def __call__(self, splits: Sequence[Split]) -> Collection[str]:
+        finished = self.skip(splits) if self.skip else ()
+        todo = [split for split in splits if split.id not in finished]
+        LIVE.add(planned=1, planned_bytes=sum(split.size for split in todo), finished_splits=len(splits) - len(todo))
+        return finished
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a job is.
+
+    Attributes:
+        phase: what it is doing, in a word or two.
+        rows: texts done.
+        tokens: tokens done.
+        speed: tokens a second; None while it is too early to tell.
+        done: share of the bytes that are done, 0 to 1; None while it is not known.
+        left: seconds until the end, if the rest goes as fast; None while it is too early to tell.
+    """
+
+    phase: str
+    rows: int
+    tokens: int
+    speed: float | None = None
+    done: float | None = None
+    left: float | None = None
+
+    def words(self) -> list[str]:
+        """The figures as they are shown."""
+        if not self.rows:
+            return [self.phase]
+        told = [f"{self.done:.0%}"] if self.done is not None else []
+        told.append(f"{self.rows:,} rows")
+        if self.speed is not None:
+            told.append(f"{self.speed:,.0f} tokens/s")
+        if self.left is not None:
+            told.append(f"{duration(self.left)} left")
+        return told
+
+
+class _View(Protocol):
+    every: float
+
+    def show(self, state: State) -> None: ...
+    def close(self) -> None: ...
+
+
+class Progress:
+    """Shows a job's progress while the ``with`` block runs.
+
+    Args:
+        how: ``bar``, ``log``, ``none``, or ``auto``: a bar on a terminal, log lines elsewhere.
+        title: what the job does.
+        stream: where to show it, standard error if not given.
+    """
+
+    def __init__(self, how: str, title: str, stream: TextIO | None = None) -> None:
+        stream = stream or sys.stderr
+        if how == "auto":
+            how = "bar" if stream.isatty() else "log"
+        self._view: _View | None = None if how == "none" else (_Bar if how == "bar" else _Log)(title, stream)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._first: tuple[float, int, float] | None = None
+        self._finished = self._texts = 0
+
+    def __enter__(self) -> Progress:
+        LIVE.reset()
+        if self._view:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop showing, and give the terminal back."""
+        self._stop.set()
+        if self._view:
+            self._thread.join()
+
+    def state(self) -> State:
+        """How far the job is now."""
+        counts, now = LIVE.read(), time.monotonic()
+        rows, tokens, done = counts["rows"], counts["tokens"], self._done(counts)
+        if not rows:
+            return State("loading the model" if counts["planned"] else "starting", rows, tokens)
+        if self._first is None:
+            # What was done before the first look took a time that is not known.
+            self._first = now, tokens, done or 0.0
+        since, tokens_then, done_then = now - self._first[0], tokens - self._first[1], self._first[2]
+        if since < 1 or not tokens_then:
+            return State("running", rows, tokens, done=done)
+        left = since * (1 - done) / (done - done_then) if done is not None and done > done_then else None
+        return State("running", rows, tokens, tokens_then / since, done, left)
+
+    def _done(self, counts: Counter[str]) -> float | None:
+        """Share of the planned bytes that are done, where those of the batch at hand are told from its tokens."""
+        if not counts["planned_bytes"] or not counts["read_tokens"]:
+            return None
+        if counts["finished_bytes"] > self._finished:
+            # Finished splits tell how much of a file is text.
+            self._finished, self._texts = counts["finished_bytes"], counts["read_bytes"]
+        texts = counts["read_bytes"] * counts["tokens"] / counts["read_tokens"]
+        scale = self._finished / self._texts if self._texts else 1.0
+        return min(1.0, texts * scale / counts["planned_bytes"])
+
+    def _watch(self) -> None:
+        assert self._view
+        try:
+            while not self._stop.wait(self._view.every):
+                self._view.show(self.state())
+        finally:
+            self._view.close()
+
+
+class _Log:
+    """A plain line now and then."""
+
+    def __init__(self, title: str, stream: TextIO) -> None:
+        self.every = _LOG_SECONDS
+        self._title, self._stream = title, stream
+
+    def show(self, state: State) -> None:
+        self._stream.write(f"{time.strftime('%H:%M:%S')} {self._title}: {', '.join(state.words())}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class _Bar:
+    """A bar on a terminal, with rows, tokens a second and the time left."""
+
+    every = 0.1
+
+    def __init__(self, title: str, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(file=stream, force_terminal=True),
+            transient=True,
+            expand=True,
+        )
+        self._title = title
+        self._task = self._bar.add_task(title, total=None, figures="starting")
+        self._bar.start()
+
+    def show(self, state: State) -> None:
+        total = 1.0 if state.done is not None and state.rows else None
+        self._bar.update(self._task, completed=state.done or 0.0, total=total, figures="  ".join(state.words()))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: ``4.2 s``, ``3:07``, ``2:15:00``."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

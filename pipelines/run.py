@@ -1,0 +1,208 @@
+"""A job from documents to committed features, and the functions behind the commands."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from distilbeam.transforms.distilbert.checkpoint import Checkpoint
+from distilbeam.transforms.documents import ReadDocuments
+from distilbeam.transforms.encoder import check_spec
+from distilbeam.transforms.errors import SettingsError
+from distilbeam.transforms.features import WriteFeatures
+from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize
+from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.metrics import LIVE
+
+from .failures import recover
+from .options import check_flags
+from .progress import Planned, Progress
+
+__all__ = ["Summary", "classify", "embed", "featurize", "run", "tokenize"]
+
+_LOCAL = (None, "DirectRunner", "FnApiRunner", "direct")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a job has done.
+
+    Attributes:
+        output: the folder it has written.
+        rows: rows of the output.
+        rejected: rows set aside.
+        tokens: tokens of all rows, special tokens included.
+        truncated: rows of which the model has seen only the beginning.
+        seconds: how long the job ran.
+        tokens_per_second: tokens of this run over ``seconds``; None if nothing ran.
+        padding: share of padding in what the model computed; None where that was not measured.
+        splits: splits of the input.
+        resumed: splits that an earlier run had finished.
+        shards: files of the output.
+        bytes: bytes of these files.
+    """
+
+    output: str
+    rows: int
+    rejected: int
+    tokens: int
+    truncated: int
+    seconds: float
+    tokens_per_second: float | None
+    padding: float | None
+    splits: int
+    resumed: int
+    shards: int
+    bytes: int
+
+    @property
+    def read(self) -> int:
+        """Rows of the input."""
+        return self.rows + self.rejected
+
+
+def embed(model: str, **settings: Any) -> Summary | None:
+    """Write one vector for each text: ``run(Embed(model, ...), ...)``, each setting going where it belongs."""
+    return _run(Embed, model, settings)
+
+
+def classify(model: str, **settings: Any) -> Summary | None:
+    """Write a label and its score for each text: ``run(Classify(model, ...), ...)``."""
+    return _run(Classify, model, settings)
+
+
+def tokenize(model: str, **settings: Any) -> Summary | None:
+    """Write token ids and counts for each text: ``run(Tokenize(model, ...), ...)``."""
+    return _run(Tokenize, model, settings)
+
+
+def featurize(model: str, **settings: Any) -> Summary | None:
+    """Write any features of each text in one pass: ``run(Featurize(model, ...), ...)``."""
+    return _run(Featurize, model, settings)
+
+
+def run(
+    features: Featurize,
+    *,
+    input: str | Sequence[str],
+    output: str,
+    text: str | Sequence[str] = "text",
+    keep: Sequence[str] | None = None,
+    id: str | None = None,
+    format: str = "auto",
+    types: Mapping[str, str] | None = None,
+    separator: str = " ",
+    nulls: str = "reject",
+    batch_rows: int | None = None,
+    if_exists: str = "error",
+    max_rejects: int | str = "1%",
+    rejects_include_text: bool = False,
+    output_format: str = "parquet",
+    beam_options: Sequence[str] = (),
+    progress: str = "none",
+) -> Summary | None:
+    """Read documents, compute their features and write them.
+
+    Args:
+        features: what to compute, such as ``Embed("./minilm")``.
+        input: files, folders or globs, as paths or URLs.
+        output: folder to write, as path or URL.
+        text: columns with the text, joined by ``separator``.
+        keep: columns to keep; all if None.
+        id: column that names a row in the rejects.
+        format: ``auto``, ``parquet``, ``jsonl``, ``csv``, ``tsv`` or ``text``.
+        types: types of columns, such as ``{"stars": "int64"}``.
+        separator: what joins several text columns.
+        nulls: ``reject`` or ``keep`` rows without a text.
+        batch_rows: rows of a record batch, which are sorted together.
+        if_exists: what to do with an output that is there: ``error``, ``overwrite`` or ``resume``.
+        max_rejects: rows that may be set aside, a count or a share such as ``1%``.
+        rejects_include_text: whether rejects hold the text.
+        output_format: ``parquet`` or ``jsonl``.
+        beam_options: options of Apache Beam, as on the command line. Without ``--runner`` the job runs in this process.
+        progress: ``none``, ``log``, ``bar`` or ``auto``.
+
+    Returns:
+        What the job has done; None if it was handed to a runner without waiting for its end.
+
+    Raises:
+        DistilbeamError: a setting, an input, the model or the output is wrong, or too many rows were rejected.
+    """
+    check_flags(beam_options)
+    options = PipelineOptions(list(beam_options))
+    local = options.view_as(StandardOptions).runner in _LOCAL
+    if local:
+        check_spec(Checkpoint.open(features.model), features.spec)
+    sizes: dict[str, Any] = {} if batch_rows is None else {"batch_rows": batch_rows}
+    writing = WriteFeatures(output, format=output_format, if_exists=if_exists, max_rejects=max_rejects)
+    skip = writing.finished(features.settings)
+    documents = ReadDocuments(
+        input,
+        text=text,
+        keep=keep,
+        id=id,
+        format=None if format == "auto" else format,
+        types=types,
+        separator=separator,
+        nulls=nulls,
+        include_reject_text=rejects_include_text,
+        skip=Planned(skip) if local else skip,
+        **sizes,
+    )
+    start = time.monotonic()
+    with Progress(progress if local else "none", type(features).__name__.lower()):
+        pipeline = _pipeline(options, local)
+        _ = pipeline | documents | features | writing
+        try:
+            result = pipeline.run()
+            if not local and options.view_as(StandardOptions).no_wait_until_finish:
+                return None
+            result.wait_until_finish()
+        except Exception as error:
+            ours = recover(error)
+            if ours is None:
+                raise
+            raise ours from error
+    return _summary(output, time.monotonic() - start, local)
+
+
+def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Summary | None:
+    ours = inspect.signature(run).parameters
+    features = kind(model, **{name: value for name, value in settings.items() if name not in ours})
+    return run(features, **{name: value for name, value in settings.items() if name in ours})
+
+
+def _pipeline(options: PipelineOptions, local: bool) -> beam.Pipeline:
+    try:
+        # Without being told so, Beam would first try to download a runner.
+        return beam.Pipeline(runner=FnApiRunner() if local else None, options=options)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise SettingsError(" ".join(str(error).split())) from None
+
+
+def _summary(output: str, seconds: float, local: bool) -> Summary:
+    manifest = load_manifest(output)
+    done = manifest.statistics
+    live = LIVE.read() if local else Counter(tokens=done.tokens or 0)
+    return Summary(
+        output=output,
+        rows=manifest.rows,
+        rejected=manifest.rejects,
+        tokens=done.tokens or 0,
+        truncated=done.truncated or 0,
+        seconds=seconds,
+        tokens_per_second=live["tokens"] / seconds if live["tokens"] else None,
+        padding=1 - live["tokens"] / live["slots"] if live["slots"] else None,
+        splits=len(manifest.records),
+        resumed=live["finished_splits"],
+        shards=len(manifest.shards),
+        bytes=sum(shard.bytes for shard in manifest.shards),
+    )

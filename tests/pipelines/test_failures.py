@@ -1,0 +1,61 @@
+"""What is recovered from the ways in which runners report a failure."""
+
+import traceback
+
+import pytest
+
+from distilbeam.pipelines.failures import explain, frames, recover
+from distilbeam.transforms import errors
+
+STEP = " [while running 'Read documents/Plan']"
+CLASSES = [getattr(errors, name) for name in errors.__all__]
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    try:
+        raise error from cause
+    except BaseException as caught:
+        return caught
+
+
+def as_text(error: BaseException) -> RuntimeError:
+    """How a runner with worker processes reports an error: as text, once as raised and once with the step's name."""
+    told = "".join(traceback.format_exception(raised(error)))
+    again = "".join(traceback.format_exception(raised(type(error)(f"{error}{STEP}"))))
+    return RuntimeError(f"{told}\nDuring handling of the above exception, another exception occurred:\n\n{again}")
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("message", ["the column 'a' is not there; use b.", 'it\'s "odd": [while\n waiting]'])
+def test_our_error_comes_back_with_class_and_sentence(kind: type[Exception], message: str) -> None:
+    one_line = " ".join(message.split())
+    for error in (kind(message), kind(message + STEP), as_text(kind(message)), raised(ValueError("x"), kind(message))):
+        found = recover(error)
+        assert type(found) is kind
+        assert str(found) == one_line
+
+
+def test_the_outermost_of_chained_errors_wins() -> None:
+    inner, outer = errors.InputError("inner"), errors.OutputError("outer")
+    assert str(recover(raised(outer, inner))) == "outer"
+    assert str(recover(RuntimeError("".join(traceback.format_exception(raised(outer, inner)))))) == "outer"
+
+
+def test_other_errors_are_told_by_class_and_place_only() -> None:
+    for error in (raised(ValueError("SECRET text\nSECRETError: x")), as_text(ValueError("SECRET\nSECRETError: text"))):
+        assert recover(error) is None
+        assert explain(error) == "ValueError"
+        places = frames(error)
+        assert any(place.rpartition(":")[0] == __file__ for place in places)
+        assert "SECRET" not in " ".join(places)
+
+
+def test_a_message_cannot_pose_as_the_class() -> None:
+    assert explain(RuntimeError("SECRET is all it says")) == "RuntimeError"
+    assert explain(KeyError("SECRETError")) == "KeyError"
+
+
+def test_an_error_that_is_its_own_cause_ends() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert recover(first) is None

@@ -1,0 +1,113 @@
+"""What is shown of a running job."""
+
+import io
+import time
+from collections import Counter
+
+import pytest
+
+from distilbeam.pipelines import progress
+from distilbeam.pipelines.progress import Planned, Progress, State, duration
+from distilbeam.transforms.metrics import LIVE, Live
+from distilbeam.transforms.splits import Part, Split
+
+
+def splits(*sizes: int) -> list[Split]:
+    return [
+        Split((Part(f"{number}.txt", "text", size, "v"),), number, len(sizes), b"", size)
+        for number, size in enumerate(sizes)
+    ]
+
+
+def test_counts_of_many_threads_add_up() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    live = Live()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: [live.add(rows=1, tokens=3) for _ in range(500)], range(8)))
+    assert live.read() == Counter(rows=4000, tokens=12000)
+    live.read()["rows"] = 0
+    assert live.read()["rows"] == 4000
+    live.reset()
+    assert not live.read()
+
+
+def test_only_what_is_left_is_planned() -> None:
+    plan = splits(100, 200, 400)
+    asked = []
+
+    def skip(given: list[Split]) -> set[str]:
+        asked.append(given)
+        return {plan[1].id}
+
+    LIVE.reset()
+    assert Planned(skip)(plan) == {plan[1].id}
+    assert asked == [plan]
+    assert LIVE.read() == Counter(planned=1, planned_bytes=500, finished_splits=1)
+    LIVE.reset()
+    assert not Planned()(plan)
+    assert LIVE.read()["planned_bytes"] == 700
+
+
+def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Progress("none", "embedding") as shown:
+        assert shown.state() == State("starting", 0, 0)
+        Planned()(splits(1000, 3000))
+        assert shown.state().phase == "loading the model"
+        # A batch of 2,000 bytes and 500 tokens, of which the model has done a tenth.
+        LIVE.add(read_bytes=2000, read_tokens=500, rows=1, tokens=50)
+        first = shown.state()
+        assert first.done == pytest.approx(200 / 4000)
+        assert first.left is None
+        clock[0] += 10
+        LIVE.add(rows=19, tokens=450)
+        now = shown.state()
+        assert (now.rows, now.tokens, now.done) == (20, 500, 0.5)
+        assert now.speed == pytest.approx(450 / 10)
+        # 45% in 10 seconds.
+        assert now.left == pytest.approx(10 * 0.5 / 0.45)
+
+
+def test_finished_splits_tell_how_much_of_a_file_is_text() -> None:
+    with Progress("none", "embedding") as shown:
+        Planned()(splits(1000, 3000))
+        LIVE.add(read_bytes=250, read_tokens=50, rows=5, tokens=50)
+        assert shown.state().done == pytest.approx(250 / 4000)
+        LIVE.add(finished_bytes=1000)
+        assert shown.state().done == pytest.approx(0.25)
+        LIVE.add(read_bytes=250, read_tokens=50, rows=5, tokens=25)
+        assert shown.state().done == pytest.approx(0.375)
+
+
+def test_log_lines_are_plain_and_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.05)
+    stream = io.StringIO()
+    with Progress("auto", "embedding", stream):
+        time.sleep(0.12)
+        Planned()(splits(100))
+        LIVE.add(read_bytes=50, read_tokens=10, rows=1234, tokens=10)
+        time.sleep(0.15)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].endswith(" embedding: starting")
+    assert lines[-1].endswith(" embedding: 50%, 1,234 rows")
+    assert "\x1b" not in stream.getvalue()
+    told = stream.getvalue()
+    time.sleep(0.12)
+    assert stream.getvalue() == told
+
+
+def test_none_shows_nothing() -> None:
+    stream = io.StringIO()
+    with Progress("none", "embedding", stream):
+        LIVE.add(rows=1)
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (42.4, "42 s"), (59.6, "1:00"), (187, "3:07"), (8100, "2:15:00")],
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
