@@ -140,8 +140,12 @@ def read_bytes(url: str) -> bytes:
         return bytes(filesystem.cat_file(path))
 
 
-def open_input(url: str) -> BinaryIO:
+def open_input(url: str, cache: str = "readahead") -> BinaryIO:
     """A seekable binary file for reading; the caller closes it.
+
+    Args:
+        url: path or URL.
+        cache: fsspec's name of how remote bytes are held; ``none`` where the reader buffers by itself.
 
     Raises:
         InputError: there is no such file, or it cannot be opened.
@@ -150,7 +154,7 @@ def open_input(url: str) -> BinaryIO:
     with _failing_as(InputError, "open", url):
         if is_local(url):
             return open(path, "rb")
-        stream: BinaryIO = filesystem.open(path, "rb", block_size=4 << 20, cache_type="readahead")
+        stream: BinaryIO = filesystem.open(path, "rb", block_size=4 << 20, cache_type=cache)
         return stream
 
 

@@ -1,0 +1,378 @@
+"""Documents in files become record batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+
+from . import coders  # noqa: F401 - registers the coder of record batches
+from .errors import InputError
+from .filesystems import file_info
+from .formats import delimited, jsonl, parquet
+from .formats.base import Chunk, Unreadable, decode_text, reading
+from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks
+from .planning import ReadSettings, partition_value, plan_splits, read_schema
+from .provenance import ROW, Provenance, Reject
+from .splits import Part, Split
+
+__all__ = ["ReadDocuments", "plan_splits", "read_split"]
+
+_MAX_PENDING_REJECTS = 1000
+
+Skip = Callable[[Sequence[Split]], Collection[str]]
+
+
+@dataclass(eq=False)
+class ReadDocuments(beam.PTransform):
+    """Reads documents from files as ``pyarrow.RecordBatch`` of bounded rows and bytes.
+
+    Parquet, JSON lines, CSV, TSV (without quoting) and plain text (a document on each line); the line formats also
+    with .gz or .zst. The list of files is made when the job runs. Every batch has the same columns: those of the
+    files, those of hive partitions in the path (``key=value`` folders; a column in the files goes before), and
+    ``_row``. Rows that cannot be read are listed in the batch's ``Provenance``.
+
+    Args:
+        path: file, glob or folder, or several, on any store that fsspec knows. Below a folder, names that begin with
+            ``_`` or ``.`` are left out.
+        text: the text column, or several that a model will join.
+        keep: the columns to keep; None for all. Text columns not among them are read for the model only.
+        format: ``parquet``, ``jsonl``, ``csv``, ``tsv`` or ``text``; by default the file name tells.
+        nulls: what becomes of a row without text: ``reject`` or ``keep``.
+        id: a column that names rows in rejects.
+        separator: what joins several text columns.
+        types: Arrow types of columns, such as ``{"stars": "double"}``. CSV and TSV columns are strings otherwise, and
+            those of JSON lines are inferred from the first megabyte.
+        split_bytes: about how much one split reads.
+        batch_rows: rows in a batch, at most.
+        batch_bytes: bytes in a batch, at most, unless a single row has more.
+        max_line_bytes: a longer line is a reject.
+        include_reject_text: whether a reject holds the text of the line.
+        skip: given the plan, the ids of splits that need no reading.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
+
+    path: str | Sequence[str]
+    text: str | Sequence[str] = "text"
+    keep: Sequence[str] | None = None
+    format: str | None = field(default=None, kw_only=True)
+    nulls: str = field(default="reject", kw_only=True)
+    id: str | None = field(default=None, kw_only=True)
+    separator: str = field(default=" ", kw_only=True)
+    types: Mapping[str, str | pa.DataType] | None = field(default=None, kw_only=True)
+    split_bytes: int = field(default=8 << 20, kw_only=True)
+    batch_rows: int = field(default=4096, kw_only=True)
+    batch_bytes: int = field(default=16 << 20, kw_only=True)
+    max_line_bytes: int = field(default=64 << 20, kw_only=True)
+    include_reject_text: bool = field(default=False, kw_only=True)
+    skip: Skip | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.settings = ReadSettings(
+            path=self.path,
+            text=self.text,
+            keep=self.keep,
+            format=self.format,
+            nulls=self.nulls,
+            id=self.id,
+            separator=self.separator,
+            types=self.types or {},
+            split_bytes=self.split_bytes,
+            batch_rows=self.batch_rows,
+            batch_bytes=self.batch_bytes,
+            max_line_bytes=self.max_line_bytes,
+            include_reject_text=self.include_reject_text,
+        )
+
+    def expand(self, begin: Any) -> Any:
+        return (
+            begin
+            | "Start" >> beam.Create([None])
+            | "Plan" >> beam.ParDo(_Plan(self.settings, self.skip))
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.ParDo(_Read(self.settings)).with_output_types(pa.RecordBatch)
+        )
+
+
+class _Plan(beam.DoFn):
+    def __init__(self, settings: ReadSettings, skip: Skip | None):
+        self._settings = settings
+        self._skip = skip
+
+    def process(self, element: None) -> Iterator[tuple[Split, bool]]:
+        splits = plan_splits(self._settings)
+        finished = frozenset(self._skip(splits)) if self._skip else frozenset()
+        for split in splits:
+            yield split, split.id in finished
+
+
+class _Read(beam.DoFn):
+    def __init__(self, settings: ReadSettings):
+        self._settings = settings
+        self._documents = Metrics.counter("distilbeam", "documents_read")
+        self._bytes = Metrics.counter("distilbeam", "bytes_read")
+        self._rejects = Metrics.counter("distilbeam", "read_rejects")
+
+    def process(self, element: tuple[Split, bool]) -> Iterator[pa.RecordBatch]:
+        split, finished = element
+        for batch in [finished_batch(split, self._settings)] if finished else read_split(split, self._settings):
+            self._documents.inc(batch.num_rows)
+            self._bytes.inc(batch.nbytes)
+            self._rejects.inc(len(cast(Provenance, Provenance.of(batch)).rejects))
+            yield batch
+
+
+def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
+    """The batches of a split, in order; the last one of each part tells its totals, and has no rows if need be.
+
+    Raises:
+        InputError: a file is missing, damaged, or not what it was when the plan was made.
+    """
+    schema = read_schema(split)
+    sequence = 0
+    for number, part in enumerate(split.parts):
+        _check_unchanged(part)
+        rows = _Buffer(schema.append(pa.field(ROW, pa.int64())), settings.batch_rows, settings.batch_bytes)
+        provenance = replace(_provenance(split, part, settings), part=number)
+        pending: list[Reject] = []
+        for chunk in _read_part(part, schema, settings):
+            batch, rejects = _select(chunk, part, schema, settings)
+            rows.add(batch)
+            pending += rejects
+            provenance = replace(provenance, seen=chunk.seen, lines=chunk.lines)
+            while (full := rows.pop()) is not None or len(pending) > _MAX_PENDING_REJECTS:
+                now = replace(provenance, sequence=sequence, rejects=_ordered(pending))
+                yield now.attach(rows.empty if full is None else full)
+                pending = []
+                sequence += 1
+        last = number == len(split.parts) - 1
+        yield replace(provenance, sequence=sequence, last=last, rejects=_ordered(pending)).attach(rows.rest())
+        sequence += 1
+
+
+def finished_batch(split: Split, settings: ReadSettings) -> pa.RecordBatch:
+    """What stands for a split that needs no reading: a batch without rows."""
+    schema = read_schema(split).append(pa.field(ROW, pa.int64()))
+    provenance = replace(_provenance(split, split.parts[0], settings), finished=True, last=True)
+    return provenance.attach(_empty(schema))
+
+
+class _Buffer:
+    """Rows that wait until they fill a batch. The last batch is held back, for it will tell the totals."""
+
+    def __init__(self, schema: pa.Schema, batch_rows: int, batch_bytes: int):
+        self.empty = _empty(schema)
+        self._rows = batch_rows
+        self._bytes = batch_bytes
+        self._batches: list[pa.RecordBatch] = []
+        self._sizes = np.zeros(0)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            self._batches.append(batch)
+            self._sizes = np.concatenate([self._sizes, _row_bytes(batch)])
+
+    def pop(self) -> pa.RecordBatch | None:
+        """The next full batch, if more rows are there than fit into it."""
+        fit = int(np.searchsorted(np.cumsum(self._sizes[: self._rows + 1]), self._bytes, side="right"))
+        fit = max(1, min(fit, self._rows))
+        if fit >= len(self._sizes):
+            return None
+        rows = self.rest()
+        self._batches, self._sizes = [rows.slice(fit)], self._sizes[fit:]
+        return rows.slice(0, fit)
+
+    def rest(self) -> pa.RecordBatch:
+        """All rows that wait."""
+        return pa.concat_batches(self._batches) if self._batches else self.empty
+
+
+def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+    partitions = dict(part.partitions)
+    schema = pa.schema([field for field in schema if field.name not in partitions])
+    if part.format == "parquet":
+        return _read_parquet(part, schema, settings)
+    return _read_lines(part, schema, settings)
+
+
+def _read_parquet(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+    at = part.start
+    for batch in parquet.read_rows(
+        part.source, part.start, part.stop, schema, batch_rows=settings.batch_rows, batch_bytes=settings.batch_bytes
+    ):
+        rows = pa.array(np.arange(at, at + batch.num_rows))
+        at += batch.num_rows
+        yield Chunk(batch, rows, (), at - part.start, at - part.start)
+
+
+def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+    names = _header(part, settings)
+    if part.format == "jsonl":
+        parser, diagnose = jsonl.parser(schema), jsonl.diagnoser(schema, settings.id)
+    elif part.format == "text":
+        parser, diagnose = _text_parser(schema.names[0]), _no_diagnosis
+    else:
+        make = delimited.csv_parser if part.format == "csv" else delimited.tsv_parser
+        parser, diagnose = make(schema, names), delimited.diagnoser(schema, names, part.format)
+    seen = lines = 0
+    offset = int(part.format == "csv")  # its rows count from 0, lines from 1
+    with reading(part.source), open_stream(part.source, part.compression) as stream:
+        for block in _blocks(part, stream, settings.max_line_bytes):
+            batches: list[pa.RecordBatch] = []
+            if isinstance(block, BadLine):
+                rejects = [Reject("read", block.error, block.reason, block.number, length=block.length)]
+                rows = np.zeros(0, np.int64)
+                seen, lines = seen + 1, max(lines, block.number + offset)
+            else:
+                lines = max(lines, int(block.numbers[-1]) + offset)
+                documents = _documents(part, block, names)
+                seen += len(documents)
+                batches, rows, rejects = parse(documents, parser, diagnose, include_text=settings.include_reject_text)
+            batch = pa.concat_batches(batches) if batches else _empty(pa.schema([]))
+            yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines)
+
+
+def _blocks(part: Part, stream: Any, max_line_bytes: int) -> Iterator[Block | BadLine]:
+    if part.format == "csv":
+        return delimited.read_records(stream, part.source, max_record_bytes=max_line_bytes)
+    return read_blocks(stream, part.start, part.stop, max_line_bytes=max_line_bytes)
+
+
+def _documents(part: Part, block: Block, header: list[str]) -> Block:
+    """The lines that are rows: neither header nor blank."""
+    if part.format == "jsonl":
+        return jsonl.without_blank(block)
+    if part.format == "csv":
+        return block.keep(block.numbers >= 0)
+    if part.format == "tsv":
+        body = (block.numbers > 1) if part.start == 0 else np.ones(len(block), np.bool_)
+        # An empty line is a row, an empty text, only where there is one column.
+        return block.keep(body & ((block.ends > block.starts) | (len(header) == 1)))
+    return block
+
+
+def _header(part: Part, settings: ReadSettings) -> list[str]:
+    if part.format not in ("csv", "tsv"):
+        return []
+    try:
+        with reading(part.source), open_stream(part.source, part.compression) as stream:
+            return delimited.read_header(stream, part.format, settings.max_line_bytes)
+    except Unreadable as error:
+        raise InputError(f"cannot read {part.source!r}: {error}") from None
+
+
+def _text_parser(name: str) -> Callable[[Block], pa.RecordBatch]:
+    return lambda block: pa.RecordBatch.from_arrays([block.strings()], [name])
+
+
+def _no_diagnosis(line: bytes) -> tuple[str, str, str | None]:
+    return "ArrowInvalid", "the line cannot be read", None
+
+
+def _select(
+    chunk: Chunk, part: Part, schema: pa.Schema, settings: ReadSettings
+) -> tuple[pa.RecordBatch, tuple[Reject, ...]]:
+    """The rows that have a text, with all columns of the plan, and those that have none as rejects."""
+    partitions = dict(part.partitions)
+    columns = {field.name: _column(chunk, field, partitions, settings, part.source) for field in schema}
+    count = len(chunk.rows)
+    good = np.ones(count, np.bool_)
+    rejects = list(chunk.rejects)
+    ids = columns.get(settings.id) if settings.id else None
+
+    def reject(index: int, error: str, reason: str, stage: str, length: int | None = None) -> None:
+        good[index] = False
+        value = None if ids is None else ids[index].as_py()
+        name = None if value is None else str(value)[:200]
+        rejects.append(Reject(stage, error, reason, chunk.rows[index].as_py(), name, length))
+
+    for name in settings.text:
+        column = columns[name]
+        invalid = find_invalid_utf8(column)
+        for index in invalid:
+            if good[index]:
+                reason = f"the text in column {name!r} is not valid UTF-8"
+                reject(index, "UnicodeDecodeError", reason, "read", len(column[index].as_py()))
+        if invalid:
+            column = pc.if_else(pa.array(good), column, pa.scalar(None, pa.binary()))
+        columns[name] = column.view(pa.string())
+    if settings.nulls == "reject":
+        absent = np.logical_and.reduce([np.asarray(columns[name].is_null()) for name in settings.text])
+        for absentee in np.flatnonzero(absent & good):
+            reject(int(absentee), "NullText", "the text is null", "text")
+    batch = pa.RecordBatch.from_arrays(
+        [*columns.values(), chunk.rows.cast(pa.int64())], schema=schema.append(pa.field(ROW, pa.int64()))
+    )
+    return batch if good.all() else batch.filter(pa.array(good)), tuple(rejects)
+
+
+def _column(
+    chunk: Chunk, field: pa.Field, partitions: Mapping[str, str], settings: ReadSettings, source: str
+) -> pa.Array:
+    """One column in the type of the plan, or as binary if it is a text column."""
+    count = len(chunk.rows)
+    if field.name in chunk.batch.schema.names:
+        column = chunk.batch.column(field.name)
+    elif field.name in partitions:
+        column = pa.repeat(pa.scalar(partition_value(partitions[field.name]), pa.string()), count)
+    else:
+        column = pa.nulls(count, field.type)
+    if field.name in settings.text:
+        return decode_text(column)
+    try:
+        return column if column.type == field.type else column.cast(field.type)
+    except pa.ArrowException:
+        raise InputError(
+            f"cannot read {source!r}: a value of column {field.name!r} does not fit from {column.type} into "
+            f"{field.type}; give another type with types="
+        ) from None
+
+
+def _check_unchanged(part: Part) -> None:
+    info = file_info(part.source)
+    if (info.size, info.version) != (part.size, part.version):
+        raise InputError(f"{part.source!r} changed after the job had started; start the job again")
+
+
+def _provenance(split: Split, part: Part, settings: ReadSettings) -> Provenance:
+    unit = "row" if part.format in ("parquet", "csv") else "line"
+    return Provenance(
+        source=part.source,
+        split=split.id,
+        ordinal=split.ordinal,
+        splits=split.splits,
+        unit=unit,
+        relative=unit == "line" and part.start > 0,
+        text=cast(tuple[str, ...], settings.text),
+        separator=settings.separator,
+        id=settings.id,
+        transient=settings.transient,
+    )
+
+
+def _ordered(rejects: list[Reject]) -> tuple[Reject, ...]:
+    return tuple(sorted(rejects, key=lambda reject: reject.row or 0))
+
+
+def _row_bytes(batch: pa.RecordBatch) -> Any:
+    """(rows,) bytes of each row; nested columns count as their average."""
+    sizes = np.zeros(batch.num_rows)
+    for column in batch.columns:
+        if str(column.type) in ("string", "large_string", "binary", "large_binary"):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+        else:
+            sizes += column.nbytes / max(len(column), 1)
+    return sizes
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)

@@ -1,0 +1,130 @@
+"""What every file format has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ..errors import DistilbeamError, InputError
+from ..provenance import Reject
+
+__all__ = ["FORMATS", "Chunk", "Unreadable", "decode_text", "detect", "is_text_type", "reading", "unify"]
+
+FORMATS = ("parquet", "jsonl", "csv", "tsv", "text")
+_EXTENSIONS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of a part, in order.
+
+    Attributes:
+        batch: the good rows, with those of the plan's columns that lie in the file.
+        rows: int64 array, the position of each good row.
+        rejects: the bad rows between the previous chunk and the end of this one.
+        seen: rows read so far from the part, good and bad.
+        lines: physical lines, or rows where rows are counted, read so far from the part.
+    """
+
+    batch: pa.RecordBatch
+    rows: pa.Array
+    rejects: tuple[Reject, ...]
+    seen: int
+    lines: int
+
+
+class Unreadable(Exception):  # noqa: N818 - it never leaves the formats
+    """A schema or value that a parser refuses; holds a sentence without document text."""
+
+
+def detect(url: str, format: str | None = None) -> tuple[str, str | None]:
+    """Format and compression of a file, by its name unless the format is given.
+
+    Raises:
+        InputError: the extension is not known, or that format cannot be compressed so.
+    """
+    name = url.rpartition("/")[2].lower()
+    stem, dot, last = name.rpartition(".")
+    compression = _COMPRESSIONS.get(dot + last)
+    if compression:
+        _, dot, last = stem.rpartition(".")
+    found = format or _EXTENSIONS.get(dot + last)
+    if found is None:
+        raise InputError(
+            f"cannot tell the format of {url!r}; known extensions are {', '.join(_EXTENSIONS)}, all but Parquet also "
+            f"with {' or '.join(_COMPRESSIONS)}; or give format= one of {', '.join(FORMATS)}"
+        )
+    if found == "parquet" and compression:
+        raise InputError(f"{url!r} is a compressed Parquet file; unpack it, Parquet compresses inside")
+    return found, compression
+
+
+def is_text_type(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be a text column: strings or binary, also in a dictionary."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return str(kind) in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+
+
+def decode_text(column: pa.Array) -> pa.Array:
+    """A text column as binary, without dictionary or view; its bytes are still to be checked."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if str(column.type) in ("string", "string_view"):
+        column = column.cast(pa.string()).view(pa.binary())
+    elif str(column.type) == "large_string":
+        column = column.view(pa.large_binary())
+    return column.cast(pa.binary())
+
+
+def unify(fields: Sequence[pa.Field]) -> pa.Field:
+    """One nullable field that all of these fit into.
+
+    Raises:
+        pyarrow.ArrowTypeError: there is none.
+    """
+    field = fields[0]
+    for other in fields[1:]:
+        if field.type != other.type:
+            try:
+                field = _promote(field, other)
+            except pa.ArrowException:
+                field = _promote(_plain(field), _plain(other))
+    return field.with_nullable(True)
+
+
+def _promote(field: pa.Field, other: pa.Field) -> pa.Field:
+    return pa.unify_schemas([pa.schema([field]), pa.schema([other])], promote_options="permissive").field(0)
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
+@contextmanager
+def reading(url: str) -> Iterator[None]:
+    """Turns what a driver or parser raises about a whole file into an InputError that names it."""
+    try:
+        yield
+    except (DistilbeamError, Unreadable, GeneratorExit):
+        raise
+    except (OSError, EOFError) as error:
+        raise InputError(f"cannot read {url!r}: {type(error).__name__}: {error}") from error
+    except pa.ArrowException as error:
+        # Arrow may quote what it read, so its message stays out.
+        raise InputError(
+            f"cannot read {url!r}: it is damaged, or Arrow cannot read what it holds ({type(error).__name__})"
+        ) from None

@@ -1,0 +1,204 @@
+"""CSV with quotes (RFC 4180) and TSV without (IANA text/tab-separated-values), both with a header."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from ..errors import InputError
+from .base import Unreadable
+from .lines import BLOCK_BYTES, BadLine, Block, Positions, read_line
+
+__all__ = ["csv_parser", "diagnoser", "read_header", "read_records", "tsv_parser"]
+
+_BOM = b"\xef\xbb\xbf"
+# A quoted field, or the end of a record outside of one. A quote elsewhere is text.
+_TOKEN = re.compile(rb'(?:\A|(?<=[,\r\n]))"[^"]*(?:""[^"]*)*("|\Z)|\n')
+
+
+def read_header(stream: BinaryIO, format: str, limit: int) -> list[str]:
+    """The column names in the first line or record of a file.
+
+    Raises:
+        Unreadable: there is no header, it is not UTF-8, or a name occurs twice.
+    """
+    if format == "tsv":
+        header = read_line(stream, limit)
+    else:
+        first = next(read_records(stream, "", max_record_bytes=limit, block_bytes=64 << 10), None)
+        header = first.line(0) if isinstance(first, Block) else b""
+    try:
+        text = header.decode()
+    except UnicodeDecodeError:
+        raise Unreadable("its header is not UTF-8") from None
+    names = text.split("\t") if format == "tsv" else next(csv.reader(io.StringIO(text, newline="")), [])
+    if not text.strip():
+        raise Unreadable("it has no header; the first line must name the columns")
+    if "\r" in text and '"' not in text:
+        raise Unreadable(r"its lines end with \r alone; convert them to \n")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise Unreadable(f"its header names {', '.join(map(repr, twice))} twice; rename one of them")
+    return names
+
+
+def csv_parser(schema: pa.Schema, header: list[str]) -> Callable[[Block], pa.RecordBatch]:
+    """What turns records into rows; an empty field is an empty string, or null in a column of another type."""
+    wanted = [field for field in schema if field.name in header]
+    positions = [str(header.index(field.name)) for field in wanted]
+
+    def read(block: Block) -> pa.RecordBatch:
+        table = pa.csv.read_csv(
+            pa.BufferReader(block.data),
+            read_options=pa.csv.ReadOptions(
+                use_threads=False, block_size=len(block.data) + 1, column_names=[str(n) for n in range(len(header))]
+            ),
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=positions,
+                column_types=dict.fromkeys(positions, pa.string()),
+                strings_can_be_null=False,
+                check_utf8=False,
+            ),
+        )
+        columns = [column.combine_chunks() for column in table.columns] if wanted else []
+        return _typed(columns, wanted, table.num_rows)
+
+    return read
+
+
+def tsv_parser(schema: pa.Schema, header: list[str]) -> Callable[[Block], pa.RecordBatch]:
+    """What turns lines into rows; fields are what lies between tabs, as it is."""
+    wanted = [field for field in schema if field.name in header]
+
+    def read(block: Block) -> pa.RecordBatch:
+        lines = block.strings()
+        if not pc.all(pc.equal(pc.count_substring(lines, "\t"), len(header) - 1), min_count=0).as_py():
+            raise pa.ArrowInvalid("a line has another number of fields than the header")
+        fields = pc.split_pattern(lines, "\t").flatten() if len(header) > 1 else lines
+        positions = [np.arange(header.index(field.name), len(fields), len(header)) for field in wanted]
+        return _typed([fields.take(pa.array(indices)) for indices in positions], wanted, len(lines))
+
+    return read
+
+
+def diagnoser(schema: pa.Schema, header: list[str], format: str) -> Callable[[bytes], tuple[str, str, str | None]]:
+    """What names error class and reason of a record that the parser refused."""
+    parser = tsv_parser if format == "tsv" else csv_parser
+
+    def diagnose(line: bytes) -> tuple[str, str, str | None]:
+        text = line.decode(errors="replace")
+        try:
+            fields = text.split("\t") if format == "tsv" else next(csv.reader(io.StringIO(text, newline="")), [])
+        except csv.Error:
+            fields = []
+        if fields and len(fields) != len(header):
+            return "FieldCount", f"the record has {len(fields)} fields where the header has {len(header)}", None
+        for field in schema:
+            block = Block(line, np.zeros(1, np.int64), np.full(1, len(line)), np.zeros(1, np.int64))
+            try:
+                parser(pa.schema([field]), header)(block)
+            except pa.ArrowInvalid:
+                return "TypeError", f"the value of column {field.name!r} is not of type {field.type}", None
+        return "ArrowInvalid", "the parser refused the record", None
+
+    return diagnose
+
+
+def read_records(
+    stream: BinaryIO, url: str, *, max_record_bytes: int, block_bytes: int = BLOCK_BYTES
+) -> Iterator[Block | BadLine]:
+    """The records of a whole CSV file, the header first, numbered from -1 so that the first row is 0.
+
+    Empty lines are no records. A quote left open in the last line of the file spoils that line alone.
+
+    Raises:
+        InputError: a quote is not closed within ``max_record_bytes`` or before the end of the file, so that there is
+            no telling where the next record starts.
+    """
+    tail = stream.read(len(_BOM)).removeprefix(_BOM)
+    number = -1
+    cut: BadLine | None = None
+    while True:
+        chunk = stream.read(block_bytes)
+        data = tail + chunk
+        stops, is_open = record_ends(data)
+        done = int(stops[-1]) if len(stops) else 0
+        if not chunk and done < len(data):
+            if is_open and b"\n" in data[done:]:
+                raise InputError(_unclosed(url, number + len(stops), "before the end of the file"))
+            if is_open:
+                cut = BadLine(number + len(stops), len(data) - done, "UnclosedQuote", "a quote is never closed")
+                data = data[:done]
+            else:
+                stops, done = np.append(stops, len(data)), len(data)
+        tail = data[done:]
+        starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]]) if len(stops) else stops
+        codes = np.frombuffer(data + b"\0", np.uint8)
+        ends = stops - (codes[stops - 1] == 10)
+        ends -= (ends > starts) & (codes[np.maximum(ends - 1, 0)] == 13)
+        block = Block(data[:done], starts, ends, np.zeros(len(stops), np.int64)).keep(ends > starts)
+        lengths = block.ends - block.starts
+        numbers = np.arange(number, number + len(block), dtype=np.int64)
+        number += len(block)
+        long = lengths > max_record_bytes
+        for index in np.flatnonzero(long):
+            yield BadLine(int(numbers[index]), int(lengths[index]))
+        if not long.all():
+            yield Block(block.data, block.starts, block.ends, numbers).keep(~long)
+        if not chunk:
+            if cut is not None:
+                yield replace(cut, number=number)
+            return
+        if len(tail) > max_record_bytes + 2:
+            raise InputError(_unclosed(url, number, f"within {max_record_bytes} bytes"))
+
+
+def record_ends(data: bytes) -> tuple[Positions, bool]:
+    """Where each whole record ends (with its line end), and whether a quote is open at the end of the data."""
+    codes = np.frombuffer(data, np.uint8)
+    newlines = np.flatnonzero(codes == 10)
+    quotes = np.flatnonzero(codes == 34)
+    if not len(quotes):
+        return newlines + 1, False
+    padded = np.concatenate([[10], codes, [10]])
+    before, after = padded[quotes[0::2]], padded[quotes[1::2] + 2]
+    if np.isin(before, (10, 13, 34, 44)).all() and np.isin(after, (10, 13, 34, 44)).all():
+        # Every quote opens, closes or doubles as RFC 4180 has it, so counting them is enough.
+        return newlines[np.searchsorted(quotes, newlines) % 2 == 0] + 1, len(quotes) % 2 == 1
+    stops = []
+    is_open = False
+    for match in _TOKEN.finditer(data):
+        if match[0] == b"\n":
+            stops.append(match.end())
+        else:
+            is_open = match[1] == b""
+    return np.array(stops, np.int64), is_open
+
+
+def _unclosed(url: str, row: int, where: str) -> str:
+    return (
+        f"cannot read {url!r}: row {row} is not closed {where}; either one of its quotes is never closed, or it is "
+        "longer than max_line_bytes allows"
+    )
+
+
+def _typed(columns: list[pa.Array], fields: list[pa.Field], count: int) -> pa.RecordBatch:
+    typed = [
+        column
+        if field.type == pa.string()
+        else pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column).cast(field.type)
+        for column, field in zip(columns, fields, strict=True)
+    ]
+    if not typed:
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * count, pa.struct([])))
+    return pa.RecordBatch.from_arrays(typed, schema=pa.schema(fields))

@@ -1,0 +1,165 @@
+"""JSON lines: one object on each line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+
+from .base import Unreadable, unify
+from .lines import BadLine, Block, parse, read_blocks
+
+__all__ = ["diagnoser", "infer", "parser"]
+
+_SAMPLE_BYTES = 1 << 20
+
+
+def parser(schema: pa.Schema) -> Callable[[Block], pa.RecordBatch]:
+    """What turns lines into rows of the schema; keys that it lacks are passed over."""
+
+    def read(block: Block) -> pa.RecordBatch:
+        return _read(block, schema, "ignore")
+
+    return read
+
+
+def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[pa.Field], int]:
+    """The fields of the first lines of a file, and the number of objects among them.
+
+    Text columns are strings, also where other values come first. Dates stay strings, and so do columns that are
+    always null; a column that is always an empty object is left out, since Parquet cannot hold it.
+
+    Raises:
+        Unreadable: the file is a JSON array, not JSON lines.
+    """
+    known = pa.schema([pa.field(name, pa.string()) for name in text])
+    fields: dict[str, pa.Field] = {}
+    present: set[str] = set()
+    count = 0
+    for block in read_blocks(stream, 0, _SAMPLE_BYTES, max_line_bytes=max_line_bytes, block_bytes=_SAMPLE_BYTES):
+        if isinstance(block, BadLine):
+            continue
+        lines = without_blank(block)
+        if not count and len(lines) and lines.line(0).lstrip()[:1] == b"[":
+            raise Unreadable("it is a JSON array, not JSON lines; write one object on each line")
+        batches, _, _ = parse(
+            lines, lambda part: _read(part, known, "infer"), lambda line: ("", "", None), include_text=False
+        )
+        count += sum(batch.num_rows for batch in batches)
+        present.update(name for name in text for batch in batches if batch[name].null_count < batch.num_rows)
+        if not present.issuperset(text):  # always null, or not there at all
+            present |= _keys(lines)
+        for field in (field for batch in batches for field in batch.schema):
+            try:
+                fields[field.name] = unify([fields[field.name], field]) if field.name in fields else field
+            except pa.ArrowException:
+                continue  # the type seen first stays; lines of another type become rejects
+    kept = [field.with_type(_storable(field.type)) for field in fields.values() if not _is_empty(field.type)]
+    return [field for field in kept if field.name not in text or field.name in present], count
+
+
+def diagnoser(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[str, str, str | None]]:
+    """What names error class, reason and id of a line that the parser refused."""
+
+    def diagnose(line: bytes) -> tuple[str, str, str | None]:
+        try:
+            value = json.loads(line, object_pairs_hook=list)
+        except (ValueError, RecursionError):
+            return "JSONDecodeError", "the line is not valid JSON", None
+        if not isinstance(value, list) or line.lstrip()[:1] != b"{":
+            return "NotAnObject", "the line is not a JSON object", None
+        values = dict(value)
+        name = values.get(id) if id else None
+        known = str(name)[:200] if isinstance(name, str | int) else None
+        if len(values) < len(value):
+            return "DuplicateKey", "a key occurs twice in the object", known
+        if any(_has_surrogate(values.get(field.name)) for field in schema):
+            return "UnicodeEncodeError", "a string holds half of a surrogate pair", known
+        for field in schema:
+            alone = Block(line, np.zeros(1, np.int64), np.full(1, len(line)), np.zeros(1, np.int64))
+            try:
+                _read(alone, pa.schema([field]), "ignore")
+            except pa.ArrowInvalid:
+                return "TypeError", f"the value of column {field.name!r} is not of type {_short(field.type)}", known
+        return "ArrowInvalid", "the JSON parser refused the line", known
+
+    return diagnose
+
+
+def without_blank(block: Block) -> Block:
+    """The lines that hold more than white space."""
+    lengths = block.ends - block.starts
+    codes = np.frombuffer(block.data + b"\n", np.uint8)
+    full = (lengths > 0) & (codes[block.starts] > 32)
+    for index in np.flatnonzero((lengths > 0) & ~full):
+        full[index] = bool(block.line(int(index)).strip(b" \t\r\n"))
+    return block.keep(full)
+
+
+def _read(block: Block, schema: pa.Schema, unexpected: str) -> pa.RecordBatch:
+    _require_objects(block)
+    table = pa.json.read_json(
+        pa.BufferReader(block.data),
+        read_options=pa.json.ReadOptions(use_threads=False, block_size=len(block.data) + 1),
+        parse_options=pa.json.ParseOptions(
+            explicit_schema=schema, newlines_in_values=False, unexpected_field_behavior=unexpected
+        ),
+    )
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
+def _require_objects(block: Block) -> None:
+    """Raises ArrowInvalid unless each line goes from { to }.
+
+    Arrow takes two objects on one line for two rows, an object on two lines for one, and crashes on a bare null. Where
+    every line goes from { to } no object can span lines, so the number of rows tells the rest.
+    """
+    codes = np.frombuffer(block.data, np.uint8)
+    odd = (codes[block.starts] != ord("{")) | (codes[block.ends - 1] != ord("}"))
+    for index in np.flatnonzero(odd):
+        line = block.line(int(index)).strip(b" \t\r")
+        if not (line.startswith(b"{") and line.endswith(b"}")):
+            raise pa.ArrowInvalid("a line is not an object")
+
+
+def _keys(block: Block) -> set[str]:
+    keys: set[str] = set()
+    for index in range(len(block)):
+        try:
+            keys.update(json.loads(block.line(int(index))))
+        except (ValueError, RecursionError, TypeError):
+            continue
+    return keys
+
+
+def _has_surrogate(value: Any) -> bool:
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, list | tuple):
+        return any(map(_has_surrogate, value))
+    return False
+
+
+def _is_empty(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) and all(_is_empty(field.type) for field in kind))
+
+
+def _storable(kind: pa.DataType) -> pa.DataType:
+    """The inferred type, with strings for dates and for what is always null."""
+    if pa.types.is_null(kind) or pa.types.is_temporal(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_storable(kind.value_type)) if not _is_empty(kind.value_type) else pa.list_(pa.string())
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_storable(field.type)) for field in kind if not _is_empty(field.type)])
+    return kind
+
+
+def _short(kind: pa.DataType) -> str:
+    name = str(kind)
+    return name if len(name) <= 100 else name[:100] + "..."
