@@ -21,6 +21,7 @@ PUBLIC = {
         "InputError",
         "OutputError",
         "OutputExistsError",
+        "Prediction",
         "ReadDocuments",
         "RejectLimitError",
         "SettingsError",
@@ -28,7 +29,16 @@ PUBLIC = {
         "WriteFeatures",
         "tokenize",
     ],
-    "distilbeam.pipelines": [],
+    "distilbeam.pipelines": [
+        "Inspection",
+        "Summary",
+        "classify",
+        "embed",
+        "featurize",
+        "inspect",
+        "run",
+        "tokenize",
+    ],
 }
 
 
