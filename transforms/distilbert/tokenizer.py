@@ -17,6 +17,9 @@ from distilbeam.transforms.errors import CheckpointError
 
 __all__ = ["WordPieceTokenizer", "tokenizer_files"]
 
+# Of these classes Hugging Face takes the normalizer from tokenizer_config.json, whatever tokenizer.json says; no class
+# stands for DistilBERT's own.
+_BERT_CLASSES = (None, "BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
 _SPECIAL = {
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
@@ -60,14 +63,14 @@ class WordPieceTokenizer:
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int) -> WordPieceTokenizer:
-        """Load ``tokenizer.json``, else ``vocab.txt`` with ``tokenizer_config.json``.
+        """Load ``tokenizer.json``, else ``vocab.txt``; either with the settings of ``tokenizer_config.json``.
 
         Raises:
             CheckpointError: neither is there, one is damaged, or an id lies beyond the model's ``vocab_size``.
         """
         path = tokenizer_files(folder)[0]
         try:
-            tokenizer = Tokenizer.from_file(str(path)) if path.suffix == ".json" else _from_vocab(folder)
+            tokenizer = _from_json(folder) if path.suffix == ".json" else _from_vocab(folder)
         except CheckpointError:
             raise
         except Exception as error:
@@ -89,17 +92,22 @@ class WordPieceTokenizer:
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that determine the tokenizer of a checkpoint folder, the main one first."""
     fast, vocabulary, config = folder / "tokenizer.json", folder / "vocab.txt", folder / "tokenizer_config.json"
-    if fast.is_file():
-        return [fast]
-    if vocabulary.is_file():
-        return [vocabulary, config] if config.is_file() else [vocabulary]
+    for main in (fast, vocabulary):
+        if main.is_file():
+            return [main, config] if config.is_file() else [main]
     raise CheckpointError(f"{folder} has neither tokenizer.json nor vocab.txt; copy one from the published checkpoint")
 
 
+def _from_json(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    config = _config(folder)
+    if isinstance(tokenizer.normalizer, BertNormalizer) and config.get("tokenizer_class") in _BERT_CLASSES:
+        tokenizer.normalizer = _normalizer(config)
+    return tokenizer
+
+
 def _from_vocab(folder: Path) -> Tokenizer:
-    config: dict[str, Any] = {}
-    if (folder / "tokenizer_config.json").is_file():
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = _config(folder)
     lines = (folder / "vocab.txt").read_bytes().decode("utf-8").split("\n")
     vocabulary = {token.rstrip("\r"): index for index, token in enumerate(lines[: -1 if lines[-1] == "" else None])}
     special = {role: _content(config.get(role) or default) for role, default in _SPECIAL.items()}
@@ -110,20 +118,29 @@ def _from_vocab(folder: Path) -> Tokenizer:
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in special.values() if token in vocabulary]
     )
-    lowercase = config.get("do_lower_case")
-    ideographs = config.get("tokenize_chinese_chars")
-    tokenizer.normalizer = BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=True if ideographs is None else bool(ideographs),
-        strip_accents=config.get("strip_accents"),
-        lowercase=True if lowercase is None else bool(lowercase),
-    )
+    tokenizer.normalizer = _normalizer(config)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     cls, sep = special["cls_token"], special["sep_token"]
     tokenizer.post_processor = TemplateProcessing(
         single=f"{cls} $A {sep}", pair=None, special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])]
     )
     return tokenizer
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _normalizer(config: dict[str, Any]) -> BertNormalizer:
+    lowercase = config.get("do_lower_case")
+    ideographs = config.get("tokenize_chinese_chars")
+    return BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=True if ideographs is None else bool(ideographs),
+        strip_accents=config.get("strip_accents"),
+        lowercase=True if lowercase is None else bool(lowercase),
+    )
 
 
 def _content(token: str | dict[str, Any]) -> str:
