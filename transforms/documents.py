@@ -18,6 +18,7 @@ from .filesystems import file_info
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, Unreadable, decode_text, reading
 from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks
+from .metrics import LIVE
 from .planning import ReadSettings, partition_value, plan_splits, read_schema
 from .provenance import ROW, Provenance, Reject
 from .splits import Part, Split
@@ -129,6 +130,8 @@ class _Read(beam.DoFn):
             self._bytes.inc(batch.nbytes)
             self._rejects.inc(len(cast(Provenance, Provenance.of(batch)).rejects))
             yield batch
+        if not finished:
+            LIVE.add(finished_bytes=split.size)
 
 
 def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
