@@ -133,8 +133,8 @@ def _check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLim
     if limit.exceeded(rejects, seen):
         raise RejectLimitError(
             f"{rejects} of {seen} rows were set aside, more than max_rejects={limit} allows; nothing was committed. "
-            f"The reasons are in {filesystems.join(output, STAGING, '*-rejects.parquet')!r}; repair the input, or raise "
-            "max_rejects and run again with if_exists 'resume', which keeps the finished work"
+            f"The reasons are in {filesystems.join(output, STAGING, '*-rejects.parquet')!r}; repair the input, or "
+            "raise max_rejects and run again with if_exists 'resume', which keeps the finished work"
         )
 
 

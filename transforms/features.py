@@ -146,7 +146,7 @@ class SplitWriter:
                 self._shards = ShardWriter(self._output, self._stem, schema, self._settings)
             self._shards.write(batch)
             self._rows += batch.num_rows
-            self._statistics += _statistics(batch)
+            self._statistics += _statistics(batch, self._model)
         if provenance.rejects:
             table = rejects_table(provenance)
             part = pa.array([len(self._parts) - 1] * table.num_rows, pa.int32())
@@ -321,17 +321,20 @@ def _provenance(batch: pa.RecordBatch) -> Provenance:
     return provenance
 
 
-def _statistics(batch: pa.RecordBatch) -> Statistics:
-    """Sums over the feature columns that are there."""
+def _statistics(batch: pa.RecordBatch, model: Mapping[str, Any] | None) -> Statistics:
+    """Sums over the columns that the model added."""
+    if model is None:
+        return Statistics()
+    settings = model.get("settings") or {}
+    prefix = settings.get("prefix") or ""
 
-    def column(name: str, *kinds: pa.DataType) -> pa.Array | None:
-        index = batch.schema.get_field_index(name)
-        return batch.column(index) if index >= 0 and batch.schema.field(index).type in kinds else None
+    def column(name: str) -> pa.Array | None:
+        index = batch.schema.get_field_index(prefix + name)
+        return batch.column(index) if index >= 0 else None
 
-    tokens = column("token_count", pa.int32())
-    truncated = column("truncated", pa.bool_())
-    # A label without a score is a column of the user's.
-    labels = column("label", pa.string()) if column("score", pa.float32()) is not None else None
+    tokens, truncated = column("token_count"), column("truncated")
+    # Without a label among the features, a column of that name is the user's.
+    labels = column("label") if "label" in (settings.get("features") or ()) else None
     return Statistics(
         tokens=None if tokens is None else pc.sum(tokens, min_count=0).as_py(),
         truncated=None if truncated is None else pc.sum(truncated, min_count=0).as_py(),

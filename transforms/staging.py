@@ -142,12 +142,18 @@ class OutputState:
             settings: settings of the features; ``...`` for any.
             writer: settings of the writer.
         """
-        for candidates in (self._committed.get(split, []), self._staged(split)):
+        for candidates in (self._committed.get(split, []), list(self._staged(split).values())):
             usable = [record for record in candidates if _same(record.model, record.writer, settings, writer)]
             found = [located for record in usable if (located := self._locate(record)) is not None]
             if found:
                 return found
         return []
+
+    def forget_others(self, split: str, settings: Any, writer: Mapping[str, Any]) -> None:
+        """Deletes records of a split that was staged with other settings, so that only one can be meant."""
+        for name, record in self._staged(split).items():
+            if not _same(record.model, record.writer, settings, writer):
+                filesystems.delete(filesystems.join(self.output, name))
 
     @cached_property
     def _committed(self) -> dict[str, list[SplitRecord]]:
@@ -159,11 +165,12 @@ class OutputState:
         names = (path for path in self.present if path.startswith(f"{STAGING}/") and path.endswith(".json"))
         return _grouped((path.rpartition("/")[2].partition("-")[0], path) for path in names)
 
-    def _staged(self, split: str) -> list[SplitRecord]:
-        found = []
+    def _staged(self, split: str) -> dict[str, SplitRecord]:
+        """Records of a staged split, by path."""
+        found = {}
         for name in self._names.get(split, []):
             try:
-                found.append(SplitRecord.from_dict(read_json(filesystems.join(self.output, name))))
+                found[name] = SplitRecord.from_dict(read_json(filesystems.join(self.output, name)))
             except (TypeError, KeyError, ValueError):
                 continue  # of another version: done again
         return found
@@ -202,7 +209,7 @@ class FinishedSplits:
     shards: ShardSettings = ShardSettings()  # noqa: RUF009
 
     def __call__(self, splits: Sequence[Split]) -> Collection[str]:
-        """Ids of the finished splits.
+        """Ids of the finished splits; what is staged of them with other settings is forgotten.
 
         Raises:
             OutputExistsError: the folder holds a complete output made with other settings.
@@ -211,6 +218,7 @@ class FinishedSplits:
         writer = self.shards.as_dict()
         state.refuse_other(self.settings, writer)
         ids = sorted({split.id for split in splits})
+        concurrently(lambda split: state.forget_others(split, self.settings, writer), ids)
         found = concurrently(lambda split: state.find(split, self.settings, writer), ids)
         return frozenset(split for split, records in zip(ids, found, strict=True) if records)
 

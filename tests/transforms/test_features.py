@@ -1,0 +1,412 @@
+"""The output folder, seen by other libraries, and a whole pipeline around the writer."""
+
+import hashlib
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import duckdb
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from distilbeam.transforms.errors import (
+    DistilbeamError,
+    OutputError,
+    OutputExistsError,
+    RejectLimitError,
+    SettingsError,
+)
+from distilbeam.transforms.features import SplitWriter, WriteFeatures, _Commit, _WriteSplits
+from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.provenance import Provenance
+from distilbeam.transforms.shards import ShardSettings
+from tests.plans import Plan, s3_bucket
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return Plan()
+
+
+def run_beam(output: Any, batches: list[list[pa.RecordBatch]], **settings: Any) -> dict[str, Any]:
+    """Runs a pipeline that writes; gives what it sums up, and its counters."""
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    summary = pipeline | beam.Create(batches) | beam.FlatMap(list) | WriteFeatures(output, **settings)
+    _ = summary | beam.Map(json.dumps) | beam.io.WriteToText(f"{output}.summary", shard_name_template="")
+    result = pipeline.run()
+    result.wait_until_finish()
+    (found,) = map(json.loads, Path(f"{output}.summary").read_text().splitlines())
+    counters = {counter.key.metric.name: counter.committed for counter in result.metrics().query()["counters"]}
+    return {**found, "counters": counters}
+
+
+def run(output: Any, batches: list[list[pa.RecordBatch]], **settings: Any) -> dict[str, Any]:
+    """The same without a runner, one bundle for each split."""
+    transform = WriteFeatures(output, **{"max_rejects": None, **settings})
+    writing = _WriteSplits(transform._output, transform._shards)
+    writing.setup()
+    records = []
+    for bundle in batches:
+        writing.start_bundle()
+        records += [record for batch in bundle for record in writing.process(batch)]
+        writing.finish_bundle()
+    (summary,) = _Commit(transform._output, transform.if_exists, transform._limit).process(records)
+    return dict(summary)
+
+
+def fails(error: type[DistilbeamError], *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(error) as caught:
+        run(*args, **kwargs)
+    return str(caught.value)
+
+
+def visible(output: Path) -> list[str]:
+    return sorted(path.name for path in output.glob("*")) if output.exists() else []
+
+
+def hashes(output: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(output.rglob("*"))
+        if path.is_file()
+    }
+
+
+def sorted_rows(table: pa.Table) -> list[dict[str, Any]]:
+    return table.sort_by("id").to_pylist()
+
+
+def test_other_libraries_read_the_same(tmp_path: Path, plan: Plan) -> None:
+    output = tmp_path / "out"
+    summary = run_beam(output, plan.batches, max_rejects=None)
+    expected = plan.table.sort_by("id")
+
+    read = ds.dataset(output).to_table().sort_by("id").replace_schema_metadata(None)
+    assert read.schema.field("embedding").type == pa.list_(pa.field("element", pa.float32()), 4)
+    assert read.to_pylist() == expected.to_pylist()
+    assert read.schema.names == expected.schema.names
+    for name in ("id", "when", "price", "tags", "kind", "score", "token_count", "truncated"):
+        assert read.schema.field(name).type.equals(expected.schema.field(name).type) or name == "tags"
+
+    frame = pd.read_parquet(output).sort_values("id", ignore_index=True)
+    assert frame["text"].tolist() == expected["text"].to_pylist()
+    assert np.array_equal(np.stack(frame["embedding"]), np.array(expected["embedding"].to_pylist(), np.float32))
+
+    query = f"""SELECT id, embedding, price, "when", place.height FROM '{output}/*.parquet' ORDER BY id"""
+    rows = duckdb.sql(query).fetchall()
+    assert [row[0] for row in rows] == expected["id"].to_pylist()
+    assert np.array_equal(np.array([row[1] for row in rows], np.float32), np.array(expected["embedding"].to_pylist()))
+    assert [row[2] for row in rows] == expected["price"].to_pylist()
+    assert [row[4] for row in rows] == [place["height"] for place in expected["place"].to_pylist()]
+
+    assert summary["rows"] == len(expected) == summary["counters"]["rows_written"]
+    assert summary["rejects"] == len(plan.rejects) == summary["counters"]["rows_rejected"]
+    assert summary["shards"] == summary["counters"]["shards_written"] == len(list(output.glob("*.parquet")))
+    assert summary["tokens"] == sum(expected["token_count"].to_pylist())
+    assert summary["truncated"] == sum(expected["truncated"].to_pylist())
+    counts = {count["values"]: count["counts"] for count in expected["label"].value_counts().to_pylist()}
+    assert summary["labels"] == counts
+
+
+def test_rejects_are_named_by_the_lines_of_their_files(tmp_path: Path, plan: Plan) -> None:
+    output = tmp_path / "out"
+    run(output, plan.batches)
+    table = ds.dataset(output / "_rejects").to_table()
+    found = sorted(zip(table["source"].to_pylist(), table["line"].to_pylist(), strict=True))
+    assert found == sorted(plan.rejects)
+    assert table["length"].to_pylist() == table["line"].to_pylist()
+    assert table["row"].null_count == table["text"].null_count == len(table)
+    assert set(table.schema.names) == {"source", "row", "line", "id", "stage", "error", "reason", "length", "text"}
+
+
+def test_layout_and_metadata(tmp_path: Path, plan: Plan) -> None:
+    output = tmp_path / "out"
+    run(output, plan.batches)
+    assert all(name.endswith(".parquet") or name in ("_distilbeam", "_rejects") for name in visible(output))
+    assert [path.name for path in (output / "_distilbeam").iterdir()] == ["manifest.json"]
+    metadata = pq.read_schema(next(output.glob("*.parquet"))).metadata
+    assert json.loads(metadata[b"distilbeam"]) == plan.model
+    assert metadata[b"distilbeam.model"] == b"tiny"
+    assert metadata[b"distilbeam.weights_sha256"] == b"abc"
+    assert json.loads(metadata[b"distilbeam.settings"]) == plan.settings
+    assert metadata[b"owner"] == b"us"
+    manifest = load_manifest(str(output))
+    for shard in manifest.shards:
+        data = (output / shard.path).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
+        assert pq.read_metadata(output / shard.path).num_rows == shard.rows
+    assert manifest.files == {name for name in hashes(output) if "manifest" not in name}
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path, plan: Plan) -> None:
+    run_beam(tmp_path / "one", plan.batches, max_rejects="25%")
+    run(tmp_path / "two", list(reversed(plan.batches)))
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+
+
+def test_float16_vectors(tmp_path: Path) -> None:
+    plan = Plan(dtype="float16")
+    output = tmp_path / "out"
+    run(output, plan.batches)
+    table = ds.dataset(output).to_table().sort_by("id")
+    assert table.schema.field("embedding").type.value_type == pa.float16()
+    expected = np.array(plan.table.sort_by("id")["embedding"].to_pylist(), np.float16)
+    assert np.array_equal(np.array(table["embedding"].to_pylist(), np.float16), expected)
+    rows = duckdb.sql(f"SELECT embedding FROM '{output}/*.parquet' ORDER BY id").fetchall()
+    assert np.array_equal(np.array([row[0] for row in rows], np.float16), expected)
+    frame = pd.read_parquet(output).sort_values("id")
+    assert np.array_equal(np.stack(frame["embedding"]), expected)
+
+
+def test_null_features_can_be_read(tmp_path: Path, plan: Plan) -> None:
+    """A split with null vectors beside splits without."""
+    batches = [list(split) for split in plan.batches]
+    batch = batches[1][0]
+    column = pa.array([None, *batch["embedding"].to_pylist()[1:]], batch["embedding"].type)
+    index = batch.schema.get_field_index("embedding")
+    batches[1][0] = Provenance.of(batch).attach(batch.set_column(index, "embedding", column))
+    output = tmp_path / "out"
+    run(output, batches)
+    table = ds.dataset(output).to_table().sort_by("id")
+    assert table["embedding"].null_count == 1
+    lost = batch["id"][0].as_py()
+    expected = [None if row["id"] == lost else row["embedding"] for row in sorted_rows(plan.table)]
+    assert table["embedding"].to_pylist() == expected
+    assert [None if v is None else list(v) for v in pd.read_parquet(output).sort_values("id")["embedding"]] == expected
+    assert duckdb.sql(f"SELECT count(embedding) FROM '{output}/*.parquet'").fetchall() == [(len(expected) - 1,)]
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd", "gzip"])
+def test_json_lines(tmp_path: Path, plan: Plan, compression: str) -> None:
+    output = tmp_path / "out"
+    summary = run(output, plan.batches, format="jsonl", compression=compression)
+    suffix = {"none": ".jsonl", "zstd": ".jsonl.zst", "gzip": ".jsonl.gz"}[compression]
+    files = sorted(output.glob("part-*"))
+    assert files
+    assert all("".join(file.suffixes) == suffix for file in files)
+    frame = duckdb.sql(f"SELECT * FROM read_json('{output}/part-*{suffix}') ORDER BY id").to_arrow_table()
+    expected = plan.table.sort_by("id")
+    assert frame["id"].to_pylist() == expected["id"].to_pylist()
+    assert frame["when"].cast(pa.timestamp("us", "UTC")).to_pylist() == expected["when"].to_pylist()
+    assert frame["place"].to_pylist() == expected["place"].to_pylist()
+    assert np.array_equal(
+        np.array(frame["embedding"].to_pylist(), np.float32), np.array(expected["embedding"].to_pylist())
+    )
+    assert summary["rows"] == len(expected)
+
+
+@pytest.mark.parametrize("store", ["memory", "s3"])
+def test_on_object_stores(tmp_path: Path, plan: Plan, store: str) -> None:
+    with s3_bucket() if store == "s3" else nullcontext("memory://bucket") as bucket:
+        _check_on_store(f"{bucket}/out", tmp_path, plan)
+
+
+def _check_on_store(url: str, tmp_path: Path, plan: Plan) -> None:
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = pipeline | beam.Create(plan.batches) | beam.FlatMap(list) | WriteFeatures(url, max_rejects=None)
+    run(tmp_path / "local", plan.batches)
+    manifest = load_manifest(url)
+    assert manifest == load_manifest(str(tmp_path / "local"))
+    filesystem = fsspec.filesystem(url.partition(":")[0])
+    names = {name.partition(url.rpartition("/")[2] + "/")[2] for name in filesystem.find(url)}
+    assert names == set(hashes(tmp_path / "local"))
+    files = [filesystem.cat_file(f"{url}/{shard.path}") for shard in manifest.shards]
+    tables = [pq.read_table(pa.BufferReader(file)) for file in files]
+    assert sorted_rows(pa.concat_tables(tables)) == sorted_rows(plan.table)
+
+
+def test_regrouped_batches_are_refused(tmp_path: Path, plan: Plan) -> None:
+    output = tmp_path / "out"
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    rows = pipeline | beam.Create(plan.batches) | beam.FlatMap(list)
+    rows = (
+        rows
+        | beam.GroupBy(lambda batch: Provenance.of(batch).sequence % 2)
+        | beam.FlatMapTuple(lambda key, group: group)
+    )
+    _ = rows | WriteFeatures(output)
+    with pytest.raises(OutputError, match="Reshuffle, GroupByKey"):
+        pipeline.run().wait_until_finish()
+    assert visible(output) in ([], ["_distilbeam"])
+    assert not list(output.rglob("*.parquet"))
+
+
+def test_a_bundle_that_ends_early_is_refused(tmp_path: Path, plan: Plan) -> None:
+    batches = [*plan.batches[:-1], plan.batches[-1][:-1]]
+    message = fails(OutputError, tmp_path / "out", batches)
+    assert "in the middle of 1 splits" in message
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert visible(tmp_path / "out") in ([], ["_distilbeam"])
+
+
+@pytest.mark.parametrize("change", ["drop", "double"])
+def test_missing_and_doubled_splits_are_refused(tmp_path: Path, plan: Plan, change: str) -> None:
+    batches = plan.batches[:2] + plan.batches[3:] if change == "drop" else [*plan.batches, plan.batches[2]]
+    message = fails(OutputError, tmp_path / "out", batches)
+    assert ": 2;" in message
+    assert visible(tmp_path / "out") == ["_distilbeam"]
+
+
+def test_lost_rows_are_refused(tmp_path: Path, plan: Plan) -> None:
+    batches = [list(split) for split in plan.batches]
+    full = max(range(len(batches[1])), key=lambda at: batches[1][at].num_rows)
+    batches[1][full] = batches[1][full].slice(1)
+    assert "split 1 read" in fails(OutputError, tmp_path / "out", batches)
+    assert visible(tmp_path / "out") == ["_distilbeam"]
+
+
+def test_no_batches_at_all(tmp_path: Path) -> None:
+    assert "no batch reached" in fails(OutputError, tmp_path / "out", [[]])
+
+
+def test_batches_without_provenance(tmp_path: Path, plan: Plan) -> None:
+    bare = plan.batches[0][0].replace_schema_metadata(None)
+    assert "ReadDocuments" in fails(OutputError, tmp_path / "out", [[bare]])
+    ours = plan.batches[0][0].replace_schema_metadata({"distilbeam": json.dumps(plan.model)})
+    assert "ReadDocuments" in fails(OutputError, tmp_path / "out", [[ours]])
+
+
+def test_columns_must_stay_the_same(tmp_path: Path, plan: Plan) -> None:
+    batches = [list(split) for split in plan.batches]
+    batch = batches[0][1]
+    batches[0][1] = Provenance.of(batch).attach(batch.drop_columns(["label"]))
+    message = fails(OutputError, tmp_path / "out", batches)
+    assert "label" in message
+    assert "batch 1" in message
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_splits_must_have_the_same_columns(tmp_path: Path, plan: Plan) -> None:
+    batches = [list(split) for split in plan.batches]
+    batches[1] = [Provenance.of(batch).attach(batch.drop_columns(["label"])) for batch in batches[1]]
+    assert "different columns: label" in fails(OutputError, tmp_path / "out", batches)
+
+
+def test_one_model_only(tmp_path: Path, plan: Plan) -> None:
+    other = Plan(weights="other")
+    message = fails(OutputError, tmp_path / "out", [*plan.batches[:-1], other.batches[-1]])
+    assert "different models" in message
+    writer = SplitWriter(str(tmp_path / "out"), plan.splits[0].id, ShardSettings())
+    writer.write(plan.batches[0][0], Provenance.of(plan.batches[0][0]))
+    with pytest.raises(OutputError, match="another model"):
+        writer.write(other.batches[0][1], Provenance.of(other.batches[0][1]))
+
+
+def test_reject_limit(tmp_path: Path, plan: Plan) -> None:
+    allowed = len(plan.rejects)
+    message = fails(RejectLimitError, tmp_path / "out", plan.batches, max_rejects=allowed - 1)
+    assert f"{allowed} of {allowed + len(plan.table)} rows" in message
+    assert visible(tmp_path / "out") == ["_distilbeam"]
+    staged = list(tmp_path.glob("out/_distilbeam/staging/*-rejects.parquet"))
+    assert sum(pq.read_metadata(file).num_rows for file in staged) == allowed
+    assert run(tmp_path / "out", plan.batches, max_rejects=allowed)["rejects"] == allowed
+
+
+def test_a_split_of_rejects_only_has_no_shard(tmp_path: Path) -> None:
+    plan = Plan(files=1, lines=7, lines_per_part=6, parts_per_split=1)
+    assert run(tmp_path / "out", plan.batches)["shards"] == 1
+    assert len(plan.splits) == 2
+    assert [len(record.shards) for record in load_manifest(str(tmp_path / "out")).records] == [1, 0]
+    assert len(list((tmp_path / "out" / "_rejects").iterdir())) == 1
+
+
+def test_existing_output(tmp_path: Path, plan: Plan) -> None:
+    output = tmp_path / "out"
+    run(output, plan.batches)
+    with pytest.raises(OutputExistsError, match=r"overwrite.*resume"):
+        beam.Pipeline(runner=FnApiRunner()) | beam.Create([]) | WriteFeatures(output)
+    other = Plan(settings={"model": "tiny", "dimensions": 2}, lines=20)
+    with pytest.raises(OutputExistsError, match="dimensions was None, is 2"):
+        WriteFeatures(output, if_exists="resume").finished(other.settings)(other.splits)
+    run(output, other.batches, if_exists="overwrite")
+    run(tmp_path / "clean", other.batches)
+    assert hashes(output) == hashes(tmp_path / "clean")
+
+
+def test_files_of_others_are_never_touched(tmp_path: Path, plan: Plan) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    pq.write_table(pa.table({"a": [1]}), output / "mine.parquet")
+    for if_exists in ("error", "overwrite", "resume"):
+        with pytest.raises(OutputExistsError, match=r"mine|1 files"):
+            beam.Pipeline(runner=FnApiRunner()) | beam.Create([]) | WriteFeatures(output, if_exists=if_exists)
+    assert visible(output) == ["mine.parquet"]
+
+
+def test_finished_splits_are_not_written_again(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out"
+    done = [0, 2]
+    for ordinal in done:
+        plan.write(str(output), ordinal)
+    staged = {path.name: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+    finished = WriteFeatures(output, if_exists="resume").finished(plan.settings)(plan.splits)
+    assert finished == {plan.splits[ordinal].id for ordinal in done}
+
+    written: list[str] = []
+    original = SplitWriter.finish
+
+    def finish(self: SplitWriter, provenance: Provenance) -> Any:
+        written.append(provenance.split)
+        return original(self, provenance)
+
+    monkeypatch.setattr(SplitWriter, "finish", finish)
+    batches = [[plan.finished(ordinal)] if ordinal in done else split for ordinal, split in enumerate(plan.batches)]
+    summary = run(output, batches, if_exists="resume")
+    assert sorted(written) == sorted(split.id for split in plan.splits if split.ordinal not in done)
+    assert summary["rows"] == len(plan.table)
+    kept = {path.stat().st_mtime_ns for path in output.glob("*.parquet")}
+    assert kept.issuperset(time for name, time in staged.items() if "rejects" not in name)
+
+    monkeypatch.undo()
+    run(tmp_path / "clean", plan.batches)
+    assert hashes(output) == hashes(tmp_path / "clean")
+
+
+def test_a_complete_output_is_left_alone(tmp_path: Path, plan: Plan) -> None:
+    output = tmp_path / "out"
+    run(output, plan.batches)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    finished = WriteFeatures(output, if_exists="resume").finished(plan.settings)(plan.splits)
+    assert len(finished) == len(plan.splits)
+    run(output, [[plan.finished(split.ordinal)] for split in plan.splits], if_exists="resume")
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"format": "csv"},
+        {"if_exists": "append"},
+        {"max_rejects": "one"},
+        {"max_rejects": "101%"},
+        {"max_shard_bytes": 0},
+        {"compression": "lzma"},
+        {"format": "jsonl", "compression": "snappy"},
+        {"path": "s3://key:secret@bucket/out"},
+        {"path": "simplecache::memory://out"},
+        {"path": "http://169.254.169.254/out"},
+    ],
+)
+def test_settings_are_checked_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        WriteFeatures(**{"path": tmp_path, **settings})
+    assert "secret" not in str(caught.value)
+
+
+def test_order_inside_a_split(tmp_path: Path, plan: Plan) -> None:
+    writer = SplitWriter(str(tmp_path), plan.splits[0].id, ShardSettings())
+    first, second, third = (Provenance.of(batch) for batch in plan.batches[0][:3])
+    writer.write(plan.batches[0][0], first)
+    with pytest.raises(OutputError, match="batch 2 of split 0 came where batch 1"):
+        writer.write(plan.batches[0][2], third)
+    with pytest.raises(OutputError, match="part 5"):
+        writer.write(plan.batches[0][1], replace(second, part=5))
