@@ -178,7 +178,7 @@ class Encoder:
             "revision": checkpoint.revision,
             "weights_sha256": checkpoint.weights_sha256,
             "tokenizer_sha256": checkpoint.tokenizer_sha256,
-            "settings": spec.settings(checkpoint.name),
+            "settings": spec.settings(checkpoint.name, self._settings.dtype),
             "compute": asdict(self.engine.compute) if spec.needs_encoder else None,
             "version": __version__,
         }

@@ -89,10 +89,10 @@ class FeatureSpec:
         """Names of the columns that are added, in their order."""
         return tuple(self.prefix + name for name in (*self.features, "token_count", "truncated"))
 
-    def settings(self, model: str) -> dict[str, Any]:
-        """What determines the output of a model, as JSON."""
+    def settings(self, model: str, dtype: str) -> dict[str, Any]:
+        """What determines the output of a model, as JSON; ``dtype`` as the user set it."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {"model": model, **fields}
+        return {"model": model, "dtype": dtype, **fields}
 
 
 def _allow(setting: str, value: str, allowed: Sequence[str]) -> None:

@@ -87,7 +87,7 @@ class Featurize(beam.PTransform):
     @property
     def settings(self) -> dict[str, Any]:
         """What determines the output besides the input, as JSON; recorded with it."""
-        return self.spec.settings(self.model)
+        return self.spec.settings(self.model, self.engine.dtype)
 
     def expand(self, documents: beam.PCollection) -> beam.PCollection:
         if Path(self.model).expanduser().is_dir():
