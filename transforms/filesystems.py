@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -306,8 +307,10 @@ def _named(like: str, path: str) -> str:
 def _file_info(url: str, info: dict[str, Any]) -> FileInfo:
     if info["type"] != "file":
         raise InputError(f"{url!r} is a folder, not a file")
-    version = next((str(info[key]) for key in _VERSIONS if info.get(key) is not None), "")
-    return FileInfo(url, int(info["size"]), version.strip('"'))
+    version = next((info[key] for key in _VERSIONS if info.get(key) is not None), "")
+    if isinstance(version, datetime):  # a store may give a date here and seconds there
+        version = version.timestamp()
+    return FileInfo(url, int(info["size"]), str(version).strip('"'))
 
 
 def _sorted(like: str, found: dict[str, dict[str, Any]]) -> list[FileInfo]:

@@ -38,7 +38,7 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
     """
     known = pa.schema([pa.field(name, pa.string()) for name in text])
     fields: dict[str, pa.Field] = {}
-    present: set[str] = set()
+    present: dict[str, None] = {}
     count = 0
     for block in read_blocks(stream, 0, _SAMPLE_BYTES, max_line_bytes=max_line_bytes, block_bytes=_SAMPLE_BYTES):
         if isinstance(block, BadLine):
@@ -49,17 +49,21 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
         batches, _, _ = parse(
             lines, lambda part: _read(part, known, "infer"), lambda line: ("", "", None), include_text=False
         )
-        count += sum(batch.num_rows for batch in batches)
-        present.update(name for name in text for batch in batches if batch[name].null_count < batch.num_rows)
-        if not present.issuperset(text):  # always null, or not there at all
+        if not count:  # Arrow puts the text columns first; the file's own order is kept
+            present |= _keys(lines.slice(0, min(len(lines), 1)))
+        present |= {name: None for name in text for batch in batches if batch[name].null_count < batch.num_rows}
+        if not present.keys() >= set(text):  # always null, or not there at all
             present |= _keys(lines)
+        count += sum(batch.num_rows for batch in batches)
         for field in (field for batch in batches for field in batch.schema):
             try:
                 fields[field.name] = unify([fields[field.name], field]) if field.name in fields else field
             except pa.ArrowException:
                 continue  # the type seen first stays; lines of another type become rejects
     kept = [field.with_type(_storable(field.type)) for field in fields.values() if not _is_empty(field.type)]
-    return [field for field in kept if field.name not in text or field.name in present], count
+    order = {name: position for position, name in enumerate(present)}
+    kept = [field for field in kept if field.name not in text or field.name in present]
+    return sorted(kept, key=lambda field: order.get(field.name, len(order))), count
 
 
 def diagnoser(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[str, str, str | None]]:
@@ -127,11 +131,12 @@ def _require_objects(block: Block) -> None:
             raise pa.ArrowInvalid("a line is not an object")
 
 
-def _keys(block: Block) -> set[str]:
-    keys: set[str] = set()
+def _keys(block: Block) -> dict[str, None]:
+    """The keys of all objects, in the order in which they come first."""
+    keys: dict[str, None] = {}
     for index in range(len(block)):
         try:
-            keys.update(json.loads(block.line(int(index))))
+            keys.update(dict.fromkeys(json.loads(block.line(int(index)))))
         except (ValueError, RecursionError, TypeError):
             continue
     return keys

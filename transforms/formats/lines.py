@@ -93,6 +93,8 @@ def open_stream(url: str, compression: str | None) -> Any:
     if compression is None:
         return open_input(url)
     raw = pa.OSFile(resolve(url)[1]) if is_local(url) else pa.PythonFile(open_input(url), "r")
+    if not raw.size():
+        raise OSError("it is empty, which no packed file is")
     return pa.CompressedInputStream(raw, compression)
 
 
