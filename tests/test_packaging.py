@@ -1,5 +1,6 @@
 """What is published: the wheel and the sdist hold real files and work away from the checkout; the lock is whole."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import zipfile
 from importlib.metadata import requires
 from pathlib import Path
 
+import pyarrow.dataset
 import pytest
 from packaging.requirements import Requirement
 
@@ -39,7 +41,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(checkout: Path) -> set[str]:
     """Files of the package by their installed names: all modules, and the examples that are data."""
-    files = {"distilbeam/__init__.py", "distilbeam/py.typed"}
+    own = [path for path in (checkout / "src/distilbeam").iterdir() if path.is_file()]
+    files = {f"distilbeam/{path.name}" for path in own}
     for folder in FOLDERS:
         for path in (checkout / folder).rglob("*"):
             if path.is_file() and (path.suffix == ".py") == (folder != "examples"):
@@ -71,8 +74,8 @@ def wheel_files(wheel: Path) -> set[str]:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path, checkout: Path, expected: set[str]) -> None:
     assert wheel_files(wheel) == expected
     archive = zipfile.ZipFile(wheel)
-    for name in expected - {"distilbeam/__init__.py", "distilbeam/py.typed"}:
-        assert archive.read(name) == (checkout / name.removeprefix("distilbeam/")).read_bytes()
+    for name in expected:
+        assert archive.read(name) == (checkout / "src" / name).read_bytes()
     metadata = {name for name in archive.namelist() if not name.startswith("distilbeam/")}
     assert {name.split("/")[0].split("-")[0] for name in metadata} == {"distilbeam"}
     assert any(name.endswith("/licenses/LICENSE") for name in metadata)
@@ -91,7 +94,7 @@ def test_the_sdist_holds_real_files_and_builds_the_same_wheel(sdist: Path, wheel
 
 
 @pytest.mark.slow
-def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_away_from_the_checkout(wheel: Path, checkout: Path, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, symlinks=True)
     python = environment / "bin/python"
@@ -113,7 +116,11 @@ def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> 
     command = environment / "bin/distilbeam"
     assert version in run(command, "--version", cwd=tmp_path)
     assert "featurize" in run(command, "--help", cwd=tmp_path)
-    assert "rows" in run(command, "demo", cwd=tmp_path)
+    run(command, "demo", cwd=tmp_path)
+    reviews = (checkout / "examples/reviews.jsonl").read_text(encoding="utf-8").splitlines()
+    features = pyarrow.dataset.dataset(tmp_path / "demo-output", format="parquet").to_table()
+    assert features["id"].to_pylist() == [json.loads(review)["id"] for review in reviews]
+    assert {label.lower() for label in features["label"].to_pylist()} == {"negative", "positive"}
 
 
 def pins(lock: Path) -> dict[str, list[Requirement]]:
