@@ -72,6 +72,7 @@ def wheel_files(wheel: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path, checkout: Path, expected: set[str]) -> None:
+    assert "distilbeam/py.typed" in expected
     assert wheel_files(wheel) == expected
     archive = zipfile.ZipFile(wheel)
     for name in expected:
