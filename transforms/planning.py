@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -88,6 +90,13 @@ class ReadSettings:
         """The columns that are read but not kept."""
         return tuple(name for name in self.asked or () if name not in (self.keep or ()))
 
+    @property
+    def digest(self) -> str:
+        """Equal for settings that make equal batches of equal parts, so that a resumed job mixes no others in."""
+        names = ("text", "keep", "nulls", "id", "separator", "batch_rows", "batch_bytes", "max_line_bytes")
+        values = [getattr(self, name) for name in (*names, "include_reject_text")]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class _File:
@@ -133,7 +142,14 @@ def plan_splits(settings: ReadSettings) -> list[Split]:
     pieces = [piece for file in files for piece in _pieces(file, partitions, settings)]
     groups = list(_grouped(pieces, settings.split_bytes))
     return [
-        Split(tuple(part for part, _ in group), ordinal, len(groups), encoded, sum(size for _, size in group))
+        Split(
+            parts=tuple(part for part, _ in group),
+            ordinal=ordinal,
+            splits=len(groups),
+            schema=encoded,
+            size=sum(size for _, size in group),
+            reading=settings.digest,
+        )
         for ordinal, group in enumerate(groups)
     ]
 

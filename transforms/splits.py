@@ -44,6 +44,7 @@ class Split:
         splits: number of splits in the plan.
         schema: Arrow IPC of the schema that every batch of the plan has, so that all shards agree.
         size: estimated bytes of text, for progress.
+        reading: digest of the settings that decide what becomes of the rows.
     """
 
     parts: tuple[Part, ...]
@@ -51,9 +52,10 @@ class Split:
     splits: int
     schema: bytes
     size: int
+    reading: str = ""
 
     @property
     def id(self) -> str:
-        """32 hexadecimal digits, equal for equal parts and schema, whatever else is in the plan."""
+        """32 hexadecimal digits, equal for equal parts, schema and reading, whatever else is in the plan."""
         parts = json.dumps([asdict(part) for part in self.parts], sort_keys=True).encode()
-        return hashlib.sha256(parts + b"\0" + self.schema).hexdigest()[:32]
+        return hashlib.sha256(b"\0".join((parts, self.reading.encode(), self.schema))).hexdigest()[:32]
