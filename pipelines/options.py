@@ -250,6 +250,9 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--nulls", choices=("reject", "keep"), default="reject", help="rows without a text (default reject)"
     )
     group.add_argument(
+        "--split-bytes", type=_count, metavar="N", help="bytes of text in a split, the unit of retry (default 8388608)"
+    )
+    group.add_argument(
         "--batch-rows", type=_count, metavar="N", help="rows of a record batch, which are sorted together"
     )
 
@@ -262,7 +265,7 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
     )
     if command != "tokenize":
         group.add_argument(
-            "--token-budget", type=_count, metavar="N", help="rows x longest row of one forward pass, at most"
+            "--token-budget", type=_count, metavar="N", help="tokens of one forward pass, at most (default: what suits the device)"
         )
         group.add_argument(
             "--dtype",

@@ -90,7 +90,7 @@ def featurize(model: str, **settings: Any) -> Summary | None:
 
 
 def run(
-    features: Featurize,
+    transform: Featurize,
     *,
     input: str | Sequence[str],
     output: str,
@@ -101,6 +101,7 @@ def run(
     types: Mapping[str, str] | None = None,
     separator: str = " ",
     nulls: str = "reject",
+    split_bytes: int | None = None,
     batch_rows: int | None = None,
     if_exists: str = "error",
     max_rejects: int | str = "1%",
@@ -112,7 +113,7 @@ def run(
     """Read documents, compute their features and write them.
 
     Args:
-        features: what to compute, such as ``Embed("./minilm")``.
+        transform: what to compute, such as ``Embed("./minilm")``.
         input: files, folders or globs, as paths or URLs.
         output: folder to write, as path or URL.
         text: columns with the text, joined by ``separator``.
@@ -122,6 +123,7 @@ def run(
         types: types of columns, such as ``{"stars": "int64"}``.
         separator: what joins several text columns.
         nulls: ``reject`` or ``keep`` rows without a text.
+        split_bytes: bytes of text in a split, the unit of work and of retry.
         batch_rows: rows of a record batch, which are sorted together.
         if_exists: what to do with an output that is there: ``error``, ``overwrite`` or ``resume``.
         max_rejects: rows that may be set aside, a count or a share such as ``1%``.
@@ -140,10 +142,11 @@ def run(
     options = PipelineOptions(list(beam_options))
     local = options.view_as(StandardOptions).runner in _LOCAL
     if local:
-        check_spec(Checkpoint.open(features.model), features.spec)
-    sizes: dict[str, Any] = {} if batch_rows is None else {"batch_rows": batch_rows}
+        check_spec(Checkpoint.open(transform.model), transform.spec)
+    given = {"split_bytes": split_bytes, "batch_rows": batch_rows}
+    sizes: dict[str, Any] = {name: size for name, size in given.items() if size is not None}
     writing = WriteFeatures(output, format=output_format, if_exists=if_exists, max_rejects=max_rejects)
-    skip = writing.finished(features.settings)
+    skip = writing.finished(transform.settings)
     documents = ReadDocuments(
         input,
         text=text,
@@ -158,9 +161,9 @@ def run(
         **sizes,
     )
     start = time.monotonic()
-    with Progress(progress if local else "none", type(features).__name__.lower()):
+    with Progress(progress if local else "none", type(transform).__name__.lower()):
         pipeline = _pipeline(options, local)
-        _ = pipeline | documents | features | writing
+        _ = pipeline | documents | transform | writing
         try:
             result = pipeline.run()
             if not local and options.view_as(StandardOptions).no_wait_until_finish:
@@ -176,8 +179,8 @@ def run(
 
 def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Summary | None:
     ours = inspect.signature(run).parameters
-    features = kind(model, **{name: value for name, value in settings.items() if name not in ours})
-    return run(features, **{name: value for name, value in settings.items() if name in ours})
+    transform = kind(model, **{name: value for name, value in settings.items() if name not in ours})
+    return run(transform, **{name: value for name, value in settings.items() if name in ours})
 
 
 def _pipeline(options: PipelineOptions, local: bool) -> beam.Pipeline:
