@@ -197,21 +197,24 @@ def _types(pairs: Sequence[str] | None) -> dict[str, str] | None:
 
 
 def _quieten(level: str, flags: Sequence[str]) -> None:
-    """Let pass what a user can act on: our own log, and of Beam's only what another runner says."""
+    """Let pass what a user can act on: our own log, and of Beam's only what a runner elsewhere says."""
     ours = getattr(logging, level.upper())
-    beam = ours if level == "debug" else logging.CRITICAL if _in_process(flags) else logging.INFO
+    # Not more than warnings even when debugging: what libraries say then may hold data and credentials.
+    others = logging.WARNING if level == "debug" else logging.CRITICAL if _in_process(flags) else logging.ERROR
+    runners = others if _in_process(flags) else logging.INFO
 
     def wanted(record: logging.LogRecord) -> bool:
+        if record.exc_info is not None or "Traceback" in record.getMessage():
+            # It ends with a message that may quote a document.
+            return False
         if record.name.startswith("distilbeam"):
             return record.levelno >= ours
-        # A traceback ends with a message that may quote a document.
-        safe = record.exc_info is None and "Traceback" not in record.getMessage()
-        return safe and record.levelno >= (beam if "apache_beam" in record.pathname else max(ours, logging.ERROR))
+        return record.levelno >= (runners if record.name.startswith("apache_beam.runners") else others)
 
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     handler.addFilter(wanted)
-    logging.basicConfig(handlers=[handler], level=min(ours, beam), force=True)
+    logging.basicConfig(handlers=[handler], level=min(ours, runners, others), force=True)
     if level != "debug":
         warnings.simplefilter("ignore")
 

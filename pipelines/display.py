@@ -51,8 +51,8 @@ def show_inspection(found: Inspection, console: Console) -> None:
         ("model", " @ ".join(filter(None, (model.get("id"), model.get("revision"))))),
         ("weights", f"sha256 {model.get('weights_sha256')}"),
         ("tokenizer", f"sha256 {model.get('tokenizer_sha256')}"),
-        ("settings", _pairs(settings)),
-        ("compute", _pairs(model.get("compute", {}))),
+        ("settings", _pairs({name: value for name, value in settings.items() if name != "model"})),
+        ("compute", _pairs(model.get("compute") or {})),
         ("version", f"distilbeam {model.get('version')}"),
     ]
     if found.tokens:
@@ -76,7 +76,7 @@ def show_inspection(found: Inspection, console: Console) -> None:
             )
         )
     facts.append(("rejected", _share(found.rejects.total, found.rows + found.rejects.total)))
-    console.print(_grid(facts))
+    _list(facts, console)
     _columns(found, console)
     if found.labels is not None:
         _labels(found, console)
@@ -85,7 +85,7 @@ def show_inspection(found: Inspection, console: Console) -> None:
     for number, row in enumerate(found.sample):
         console.print()
         console.print(Text(f"row {number}", style="bold"))
-        console.print(_grid(((name, _value(value)) for name, value in row.items()), cut=True))
+        _list(((name, _value(value)) for name, value in row.items()), console, indent="  ", cut=True)
 
 
 def size(count: int) -> str:
@@ -101,7 +101,7 @@ def size(count: int) -> str:
 def _columns(found: Inspection, console: Console) -> None:
     console.print()
     console.print(Text("columns", style="bold"))
-    console.print(_grid(found.columns.items()))
+    _list(found.columns.items(), console)
 
 
 def _labels(found: Inspection, console: Console) -> None:
@@ -110,10 +110,10 @@ def _labels(found: Inspection, console: Console) -> None:
     table = _table("label", "rows", "share", "")
     for label, rows in list(labels.items())[:_MAX_LABELS]:
         table.add_row(_clean(label), f"{rows:,}", f"{rows / total:.1%}", "#" * round(30 * rows / total))
-    if len(labels) > _MAX_LABELS:
-        table.add_row(Text(f"and {len(labels) - _MAX_LABELS} more"))
     console.print()
-    console.print(table)
+    _print(table, console)
+    if len(labels) > _MAX_LABELS:
+        console.print(f"and {len(labels) - _MAX_LABELS} more")
 
 
 def _rejects(found: Inspection, console: Console) -> None:
@@ -121,7 +121,7 @@ def _rejects(found: Inspection, console: Console) -> None:
     for kind in found.rejects.kinds:
         table.add_row(_clean(kind["stage"]), f"{kind['rows']:,}", _clean(kind["error"]))
     console.print()
-    console.print(table)
+    _print(table, console)
     console.print()
     for reject in found.rejects.examples:
         unit = "row" if reject["line"] is None else "line"
@@ -130,13 +130,17 @@ def _rejects(found: Inspection, console: Console) -> None:
         console.print(_clean(f"{where}{named}: {reject['reason']}"), soft_wrap=True)
 
 
-def _grid(facts: Iterable[tuple[str, str]], cut: bool = False) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(no_wrap=cut, overflow="ellipsis" if cut else "fold")
-    for name, value in facts:
-        table.add_row(_clean(f"  {name}" if cut else name), _clean(value))
-    return table
+def _list(facts: Iterable[tuple[str, str]], console: Console, indent: str = "", cut: bool = False) -> None:
+    """Names and values below each other; a value that is too long is cut, or goes on in the next line."""
+    known = [(_clean(indent + name), _clean(value)) for name, value in facts]
+    width = max((name.cell_len for name, _ in known), default=0) + 2
+    for name, value in known:
+        name.pad_right(width - name.cell_len)
+        name.stylize("cyan")
+        line = name + value
+        if cut:
+            line.truncate(console.width, overflow="ellipsis")
+        console.print(line, soft_wrap=True)
 
 
 def _table(*names: str) -> Table:
@@ -144,6 +148,14 @@ def _table(*names: str) -> Table:
     for name in names:
         table.add_column(name, justify="right" if name in ("rows", "share") else "left")
     return table
+
+
+def _print(table: Table, console: Console) -> None:
+    """A table without the blanks that fill its lines."""
+    for line in console.render_lines(table, pad=False):
+        text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
+        text.rstrip()
+        console.print(text, soft_wrap=True)
 
 
 def _value(value: Any) -> str:
@@ -157,7 +169,7 @@ def _value(value: Any) -> str:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in values.items() if value is not None)
+    return ", ".join(f"{name} {_value(value)}" for name, value in values.items() if value not in (None, ""))
 
 
 def _clean(text: str) -> Text:

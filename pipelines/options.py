@@ -265,7 +265,10 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
     )
     if command != "tokenize":
         group.add_argument(
-            "--token-budget", type=_count, metavar="N", help="tokens of one forward pass, at most (default: what suits the device)"
+            "--token-budget",
+            type=_count,
+            metavar="N",
+            help="tokens of one forward pass, at most (default: what suits the device)",
         )
         group.add_argument(
             "--dtype",

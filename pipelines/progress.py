@@ -92,7 +92,8 @@ class Progress:
         self._view: _View | None = None if how == "none" else (_Bar if how == "bar" else _Log)(title, stream)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
-        self._first: tuple[float, int, float] | None = None
+        self._first: tuple[float, int, float] | None = None  # seconds, tokens and share of the first look
+        self._last = 0.0, 0, 0.0  # and of the last one that saw something new
         self._finished = self._texts = 0
 
     def __enter__(self) -> Progress:
@@ -120,12 +121,15 @@ class Progress:
             return State("loading the model" if counts["planned"] else "starting", rows, tokens)
         if self._first is None:
             # What was done before the first look took a time that is not known.
-            self._first = now, tokens, done or 0.0
-        since, tokens_then, done_then = now - self._first[0], tokens - self._first[1], self._first[2]
-        if since < 1 or not tokens_then:
+            self._first = self._last = now, tokens, done or 0.0
+        if tokens > self._last[1]:
+            # Between two micro-batches nothing gets slower.
+            self._last = now, tokens, done or 0.0
+        spent, gained, moved = (last - first for last, first in zip(self._last, self._first, strict=True))
+        if spent < 1:
             return State("running", rows, tokens, done=done)
-        left = since * (1 - done) / (done - done_then) if done is not None and done > done_then else None
-        return State("running", rows, tokens, tokens_then / since, done, left)
+        left = max(0.0, spent * (1 - self._last[2]) / moved - (now - self._last[0])) if moved > 0 else None
+        return State("running", rows, tokens, gained / spent, done, left)
 
     def _done(self, counts: Counter[str]) -> float | None:
         """Share of the planned bytes that are done, where those of the batch at hand are told from its tokens."""

@@ -68,6 +68,10 @@ def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.
         assert now.speed == pytest.approx(450 / 10)
         # 45% in 10 seconds.
         assert now.left == pytest.approx(10 * 0.5 / 0.45)
+        clock[0] += 3
+        later = shown.state()
+        assert later.speed == now.speed
+        assert later.left == pytest.approx(now.left - 3)
 
 
 def test_finished_splits_tell_how_much_of_a_file_is_text() -> None:
