@@ -119,13 +119,21 @@ class ShardWriter:
         self._done = []
 
     def _flush(self) -> None:
-        if not self._buffer:
-            return
-        table = pa.Table.from_batches(self._buffer, self._schema)
-        self._buffer, self._buffered = [], 0
+        if self._buffer:
+            table = pa.Table.from_batches(self._buffer, self._schema)
+            self._buffer, self._buffered = [], 0
+            self._append(table)
+
+    def _append(self, table: pa.Table) -> None:
+        """Writes rows to the open file if they fit, else to the next."""
         if self._settings.format == "jsonl":
             data: bytes | pa.Table = to_jsonl(table)
             schema, size = self._schema, len(data)
+            if size > self._settings.max_bytes and table.num_rows > 1:
+                middle = table.num_rows // 2
+                self._append(table.slice(0, middle))
+                self._append(table.slice(middle))
+                return
         else:
             self._stored = schema = _readable_schema(table, self._stored)
             data, size = table.cast(schema), table.nbytes
@@ -144,9 +152,9 @@ class ShardWriter:
 
 
 class _Sink(io.RawIOBase):
-    """Passes bytes on, and counts and hashes them. Closing it leaves the stream open."""
+    """Passes bytes on, and counts and hashes them. Closing it leaves the stream open; without a stream it takes all."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO | None) -> None:
         self.stream = stream
         self.size = 0
         self.digest = hashlib.sha256()
@@ -155,7 +163,8 @@ class _Sink(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        self.stream.write(data)
+        if self.stream is not None:
+            self.stream.write(data)
         self.digest.update(data)
         length = memoryview(data).nbytes
         self.size += length
@@ -199,6 +208,10 @@ class _File:
 
     def abort(self) -> None:
         reason = OutputError(f"{self._url!r} was given up")
+        self._sink.stream = None  # encoders write their ends, if only when they are collected
+        encoder: Any = self._encoder or self._stream
+        with suppress(Exception):
+            encoder.close()
         with suppress(Exception):
             self._context.__exit__(type(reason), reason, None)
 

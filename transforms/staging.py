@@ -125,8 +125,7 @@ class OutputState:
         """
         if self.manifest is None or _same(self.manifest.model, self.manifest.writer, settings, writer):
             return
-        intent = self.intent or {}
-        if intent and (intent.get("settings"), intent.get("writer")) == (canonical(settings), canonical(writer)):
+        if self.intent and self._intends({"settings": settings}, writer):
             return  # an overwrite with these settings was cut off in its commit
         raise OutputExistsError(
             f"{self.output!r} holds an output made with other settings "
@@ -157,7 +156,13 @@ class OutputState:
 
     @cached_property
     def _committed(self) -> dict[str, list[SplitRecord]]:
-        return _grouped((record.split, record) for record in (self.manifest.records if self.manifest else ()))
+        if self.manifest is None or (self.intent and not self._intends(self.manifest.model, self.manifest.writer)):
+            return {}  # a commit that was cut off was about to replace it
+        return _grouped((record.split, record) for record in self.manifest.records)
+
+    def _intends(self, model: Any, writer: Any) -> bool:
+        known, intent = identity(model), self.intent or {}
+        return (intent.get("settings"), intent.get("writer")) == (known and known["settings"], canonical(writer))
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:

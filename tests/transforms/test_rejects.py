@@ -1,0 +1,101 @@
+"""Rejects as rows, and how many of them a job bears."""
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+
+from distilbeam.transforms.errors import OutputError, SettingsError
+from distilbeam.transforms.provenance import Provenance, Reject
+from distilbeam.transforms.rejects import REJECTS_SCHEMA, Rejects, parse_max_rejects, rejects_table
+
+_REJECTS = (
+    Reject("read", "JSONDecodeError", "not JSON", row=4, length=9),
+    Reject("model", "RuntimeError", "it broke", row=7, id="k", text="asked for"),
+    Reject("read", "UnicodeDecodeError", "no text"),
+)
+
+
+def batch(**fields: Any) -> pa.RecordBatch:
+    return Provenance("/a.jsonl", "s", rejects=_REJECTS, **fields).attach(pa.record_batch({"x": [1]}))
+
+
+def test_rows_or_lines() -> None:
+    records = rejects_table(Provenance.of(batch(unit="row")))
+    assert records.schema == REJECTS_SCHEMA
+    assert records["row"].to_pylist() == [4, 7, None]
+    assert records["line"].to_pylist() == [None] * 3
+    lines = rejects_table(Provenance.of(batch(unit="line")))
+    assert lines["line"].to_pylist() == [4, 7, None]
+    assert lines["row"].to_pylist() == [None] * 3
+    assert lines.to_pylist()[1] == {
+        "source": "/a.jsonl",
+        "row": None,
+        "line": 7,
+        "id": "k",
+        "stage": "model",
+        "error": "RuntimeError",
+        "reason": "it broke",
+        "length": None,
+        "text": "asked for",
+    }
+    none = rejects_table(replace(Provenance.of(batch()), rejects=()))
+    assert none.schema == REJECTS_SCHEMA
+    assert none.num_rows == 0
+
+
+def test_rejects_as_a_transform() -> None:
+    """Line numbers that only the commit can know are left out."""
+    none = Provenance("/a.jsonl", "s").attach(pa.record_batch({"x": [1]}))
+    batches = [batch(unit="line"), none, batch(unit="line", relative=True), batch(unit="row")]
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        rows = pipeline | beam.Create(batches) | Rejects() | beam.FlatMap(lambda batch: batch.to_pylist())
+        found = rows | beam.Map(lambda row: (row["row"], row["line"], row["error"]))
+        lines = [(None, 4), (None, 7), (None, None)]
+        expected = [*lines, *[(None, None)] * 3, (4, None), (7, None), (None, None)]
+        errors = ["JSONDecodeError", "RuntimeError", "UnicodeDecodeError"] * 3
+        assert_that(found, equal_to([(*pair, error) for pair, error in zip(expected, errors, strict=True)]))
+
+
+def test_rejects_need_provenance() -> None:
+    with pytest.raises(OutputError, match="ReadDocuments"), beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = pipeline | beam.Create([pa.record_batch({"x": [1]})]) | Rejects()
+
+
+@pytest.mark.parametrize(
+    ("value", "rejects", "rows", "exceeded"),
+    [
+        ("1%", 250, 25_000, False),
+        ("1%", 251, 25_000, True),
+        ("0.3%", 3, 1000, False),
+        ("0.3%", 4, 1000, True),
+        ("0%", 0, 0, False),
+        ("0%", 1, 10**12, True),
+        ("100%", 5, 5, False),
+        (0, 0, 5, False),
+        (0, 1, 5, True),
+        ("10", 10, 10, False),
+        (10, 11, 10**9, True),
+        (None, 10**9, 10**9, False),
+        ("none", 5, 5, False),
+    ],
+)
+def test_limits(value: Any, rejects: int, rows: int, exceeded: bool) -> None:
+    assert parse_max_rejects(value).exceeded(rejects, rows) is exceeded
+
+
+def test_fractions_are_exact() -> None:
+    assert parse_max_rejects(" 0.1 % ").fraction == Fraction(1, 1000)
+    assert str(parse_max_rejects("2.50%")) == "2.5%"
+    assert str(parse_max_rejects("3")) == "3"
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, True, "", "%", "-1%", "100.1%", "1/0%", "many", "nan%", "inf%", "1e3"])
+def test_limits_that_are_none(value: Any) -> None:
+    with pytest.raises(SettingsError, match="such as 100"):
+        parse_max_rejects(value)
