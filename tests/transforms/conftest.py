@@ -41,12 +41,12 @@ class Reading:
 
 def _read(path: str | Path | list[str], **settings: Any) -> Reading:
     wanted = ReadSettings(path=str(path) if isinstance(path, Path) else path, **settings)
-    wanted = pickle.loads(pickle.dumps(wanted))  # noqa: S301
+    wanted = pickle.loads(pickle.dumps(wanted))
     found = Reading(plan_splits(wanted))
     lines_before: dict[str, int] = {}
     for ordinal, split in enumerate(found.splits):
         assert (split.ordinal, split.splits) == (ordinal, len(found.splits))
-        batches = list(read_split(pickle.loads(pickle.dumps(split)), wanted))  # noqa: S301
+        batches = list(read_split(pickle.loads(pickle.dumps(split)), wanted))
         notes = [note for batch in batches if (note := Provenance.of(batch))]
         assert [note.sequence for note in notes] == list(range(len(batches)))
         assert [note.last for note in notes] == [False] * (len(batches) - 1) + [True]

@@ -26,7 +26,17 @@ from distilbeam.transforms.provenance import ROW, Provenance
 ROWS: list[dict[str, Any]] = [
     {"id": str(n), "text": text}
     for n, text in enumerate(
-        ["plain", "", "two  spaces ", 'a "quoted" word', "comma, semicolon; pipe|", "Grüße 🦜 日本", "null", "NA", "x" * 5000]
+        [
+            "plain",
+            "",
+            "two  spaces ",
+            'a "quoted" word',
+            "comma, semicolon; pipe|",
+            "Grüße 🦜 日本",
+            "null",
+            "NA",
+            "x" * 5000,
+        ]
         * 20
     )
 ]
@@ -106,7 +116,10 @@ def test_a_missing_column_is_answered_with_those_there_are(tmp_path: Path, read:
 
 
 def test_nulls(tmp_path: Path, read: Any) -> None:
-    rows = [{"id": n, "title": title, "text": text} for n, (title, text) in enumerate([("a", "b"), (None, "b"), (None, None)])]
+    rows = [
+        {"id": n, "title": title, "text": text}
+        for n, (title, text) in enumerate([("a", "b"), (None, "b"), (None, None)])
+    ]
     for name in ("d.parquet", "d.jsonl"):
         path = write(tmp_path, "d.parquet", rows)
         if name == "d.jsonl":
@@ -121,7 +134,13 @@ def test_nulls(tmp_path: Path, read: Any) -> None:
 
 def test_text_columns_of_every_string_type_come_as_string(tmp_path: Path, read: Any) -> None:
     plain = pa.array(["a", None, "ü", ""])
-    for kind in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()), pa.binary(), pa.large_binary()):
+    for kind in (
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.binary(),
+        pa.large_binary(),
+    ):
         pq.write_table(pa.table({"text": plain.cast(kind)}), tmp_path / "d.parquet")
         (batch,) = read(tmp_path / "d.parquet", nulls="keep").batches
         assert batch.schema.field("text").type == pa.string()

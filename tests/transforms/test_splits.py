@@ -1,53 +1,22 @@
-"""A split's id says whether work on it can be used again."""
+"""The id of a split stands for what is read, and for nothing else."""
 
-from __future__ import annotations
+import pickle
+from dataclasses import fields, replace
 
-from pathlib import Path
-from typing import Any
+from distilbeam.transforms.splits import Part, Split
 
-import pytest
-
-from distilbeam.transforms.planning import ReadSettings, plan_splits
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.jsonl").write_text('{"text": "x", "title": "y", "n": 1}\n' * 50)
-    return tmp_path
+PART = Part("a.jsonl", "jsonl", 100, "v1")
+SPLIT = Split((PART,), 0, 1, b"schema", 100)
 
 
-def ids(folder: Path, **settings: Any) -> list[str]:
-    return [split.id for split in plan_splits(ReadSettings(str(folder), split_bytes=500, **settings))]
+def test_id_is_the_same_everywhere() -> None:
+    assert pickle.loads(pickle.dumps(SPLIT)).id == SPLIT.id
+    assert replace(SPLIT, ordinal=3, splits=9, size=5).id == SPLIT.id
+    assert len(SPLIT.id) == 32
 
 
-def test_ids_repeat_and_differ_from_split_to_split(folder: Path) -> None:
-    assert ids(folder) == ids(folder)
-    assert len(set(ids(folder))) == len(ids(folder)) > 4
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"text": "title"},
-        {"text": ["text", "title"]},
-        {"text": ["text", "title"], "separator": "\n"},
-        {"keep": ["n"]},
-        {"keep": []},
-        {"nulls": "keep"},
-        {"id": "n"},
-        {"types": {"n": "double"}},
-        {"batch_rows": 10},
-        {"include_reject_text": True},
-    ],
-)
-def test_other_settings_make_other_splits(folder: Path, settings: dict[str, Any]) -> None:
-    assert not set(ids(folder, **settings)) & set(ids(folder))
-
-
-def test_only_a_changed_file_changes_its_splits(folder: Path) -> None:
-    before = ids(folder)
-    (folder / "b.jsonl").write_text('{"text": "changed", "title": "y", "n": 1}\n' * 50)
-    after = ids(folder)
-    kept = len(set(before) & set(after))
-    assert 0 < kept < len(before)
+def test_id_changes_with_every_property_of_a_part_and_with_the_schema() -> None:
+    other = Part("b.jsonl", "text", 101, "v2", "gzip", 1, 50, (("lang", "en"),))
+    changed = [replace(SPLIT, parts=(replace(PART, **{f.name: getattr(other, f.name)}),)) for f in fields(Part)]
+    changed += [replace(SPLIT, schema=b"other"), replace(SPLIT, parts=(PART, PART))]
+    assert len({SPLIT.id, *(split.id for split in changed)}) == len(changed) + 1

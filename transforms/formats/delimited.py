@@ -6,7 +6,6 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -109,6 +108,8 @@ def diagnoser(schema: pa.Schema, header: list[str], format: str) -> Callable[[by
                 parser(pa.schema([field]), header)(block)
             except pa.ArrowInvalid:
                 return "TypeError", f"the value of column {field.name!r} is not of type {field.type}", None
+        if b"\r" in line:
+            return "BareCarriageReturn", r"a \r stands alone outside of quotes", None
         return "ArrowInvalid", "the parser refused the record", None
 
     return diagnose
@@ -122,45 +123,65 @@ def read_records(
     Empty lines are no records. A quote left open in the last line of the file spoils that line alone.
 
     Raises:
-        InputError: a quote is not closed within ``max_record_bytes`` or before the end of the file, so that there is
-            no telling where the next record starts.
+        InputError: a quote is never closed, so that there is no telling which of the lines after it are records.
     """
     tail = stream.read(len(_BOM)).removeprefix(_BOM)
     number = -1
-    cut: BadLine | None = None
+    dropped = 0  # bytes of the first record that are no longer held
     while True:
         chunk = stream.read(block_bytes)
         data = tail + chunk
         stops, is_open = record_ends(data)
         done = int(stops[-1]) if len(stops) else 0
+        cut = 0
         if not chunk and done < len(data):
-            if is_open and b"\n" in data[done:]:
-                raise InputError(_unclosed(url, number + len(stops), "before the end of the file"))
-            if is_open:
-                cut = BadLine(number + len(stops), len(data) - done, "UnclosedQuote", "a quote is never closed")
-                data = data[:done]
-            else:
+            if not is_open:
                 stops, done = np.append(stops, len(data)), len(data)
+            elif dropped or b"\n" in data[done:]:
+                raise InputError(
+                    f"cannot read {url!r}: a quote that opens in row {number + len(stops)} is never closed; close it, "
+                    "or give format='tsv' if quotes are text"
+                )
+            else:
+                cut = len(data) - done
         tail = data[done:]
-        starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]]) if len(stops) else stops
-        codes = np.frombuffer(data + b"\0", np.uint8)
-        ends = stops - (codes[stops - 1] == 10)
-        ends -= (ends > starts) & (codes[np.maximum(ends - 1, 0)] == 13)
-        block = Block(data[:done], starts, ends, np.zeros(len(stops), np.int64)).keep(ends > starts)
-        lengths = block.ends - block.starts
-        numbers = np.arange(number, number + len(block), dtype=np.int64)
+        block, numbers, lengths = _records(data[:done], stops, number)
+        if dropped and len(block):
+            lengths[0] += dropped
+            dropped = 0
         number += len(block)
         long = lengths > max_record_bytes
         for index in np.flatnonzero(long):
             yield BadLine(int(numbers[index]), int(lengths[index]))
         if not long.all():
             yield Block(block.data, block.starts, block.ends, numbers).keep(~long)
+        if cut:
+            yield BadLine(number, cut, "UnclosedQuote", "a quote is never closed")
         if not chunk:
-            if cut is not None:
-                yield replace(cut, number=number)
             return
         if len(tail) > max_record_bytes + 2:
-            raise InputError(_unclosed(url, number, f"within {max_record_bytes} bytes"))
+            held = _stand_in(tail)
+            dropped += len(tail) - len(held)
+            tail = held
+
+
+def _records(data: bytes, stops: Positions, number: int) -> tuple[Block, Positions, Positions]:
+    """The records that are not empty, their numbers and lengths."""
+    starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]]) if len(stops) else stops
+    codes = np.frombuffer(data + b"\0", np.uint8)
+    ends = stops - (codes[stops - 1] == 10)
+    ends -= (ends > starts) & (codes[np.maximum(ends - 1, 0)] == 13)
+    block = Block(data, starts, ends, np.zeros(len(stops), np.int64)).keep(ends > starts)
+    return block, np.arange(number, number + len(block), dtype=np.int64), block.ends - block.starts
+
+
+def _stand_in(tail: bytes) -> bytes:
+    """A few bytes that leave the lexer in the state in which this beginning of a record leaves it."""
+    body = tail.rstrip(b'"')  # what a quote at the very end means is not known yet
+    if not body:
+        return tail
+    before = b'"' if record_ends(body)[1] else b"a," if body.endswith(b",") else b"a"
+    return before + tail[len(body) :]
 
 
 def record_ends(data: bytes) -> tuple[Positions, bool]:
@@ -183,13 +204,6 @@ def record_ends(data: bytes) -> tuple[Positions, bool]:
         else:
             is_open = match[1] == b""
     return np.array(stops, np.int64), is_open
-
-
-def _unclosed(url: str, row: int, where: str) -> str:
-    return (
-        f"cannot read {url!r}: row {row} is not closed {where}; either one of its quotes is never closed, or it is "
-        "longer than max_line_bytes allows"
-    )
 
 
 def _typed(columns: list[pa.Array], fields: list[pa.Field], count: int) -> pa.RecordBatch:

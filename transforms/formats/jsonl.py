@@ -16,6 +16,7 @@ from .lines import BadLine, Block, parse, read_blocks
 __all__ = ["diagnoser", "infer", "parser"]
 
 _SAMPLE_BYTES = 1 << 20
+_MAX_DEPTH = 100
 
 
 def parser(schema: pa.Schema) -> Callable[[Block], pa.RecordBatch]:
@@ -47,7 +48,10 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
         if not count and len(lines) and lines.line(0).lstrip()[:1] == b"[":
             raise Unreadable("it is a JSON array, not JSON lines; write one object on each line")
         batches, _, _ = parse(
-            lines, lambda part: _read(part, known, "infer"), lambda line: ("", "", None), include_text=False
+            _without_deep(lines),
+            lambda part: _read(part, known, "infer"),
+            lambda line: ("", "", None),
+            include_text=False,
         )
         if not count:  # Arrow puts the text columns first; the file's own order is kept
             present |= _keys(lines.slice(0, min(len(lines), 1)))
@@ -102,6 +106,18 @@ def without_blank(block: Block) -> Block:
     for index in np.flatnonzero((lengths > 0) & ~full):
         full[index] = bool(block.line(int(index)).strip(b" \t\r\n"))
     return block.keep(full)
+
+
+def _without_deep(block: Block) -> Block:
+    """The lines that are not nested very deep, for Arrow crashes on types of extreme depth."""
+    if not len(block):
+        return block
+    codes = np.frombuffer(block.data, np.uint8)
+    opens = (codes == ord("{")) | (codes == ord("["))
+    closes = (codes == ord("}")) | (codes == ord("]"))
+    depths = np.cumsum(opens.astype(np.int64) - closes)
+    tops = np.maximum.reduceat(depths, block.starts) - np.append([0], depths[block.starts[1:] - 1])
+    return block.keep(tops <= _MAX_DEPTH)
 
 
 def _read(block: Block, schema: pa.Schema, unexpected: str) -> pa.RecordBatch:

@@ -148,8 +148,8 @@ def read_blocks(
         if data:
             block = _block(data, number)
             mine = int(np.searchsorted(block.starts, end - position))
-            ours = block.slice(0, mine) if mine else None
-            number += mine
+            ours = block.slice(0, mine) if mine and not (position == 0 and data == _BOM) else None
+            number += mine if ours is not None else 0
             if ours is not None:
                 if position == 0 and data.startswith(_BOM):
                     ours = _without_mark(ours)
@@ -159,8 +159,9 @@ def read_blocks(
             position += len(data)
         if last:
             return
-        if len(tail) > max_line_bytes + 1 and position < end:
-            overlong, position, tail = len(tail), position + len(tail), b""
+        if len(tail) > max_line_bytes + len(_BOM) + 1 and position < end:
+            overlong = len(tail.removeprefix(_BOM) if position == 0 else tail)
+            position, tail = position + len(tail), b""
 
 
 def _block(data: bytes, number: int) -> Block:
