@@ -43,6 +43,14 @@ def models() -> Path:
     return _folder("DISTILBEAM_MODELS")
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Small random DistilBERT folders; see ``tests/checkpoints.py``."""
+    from tests.checkpoints import Checkpoints
+
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _only_this_machine() -> Iterator[None]:
     """Sockets reach loopback only, so that no test depends on the network unseen."""
