@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec.registry
 import pytest
+from fsspec.registry import _registry
 
 from distilbeam.transforms import filesystems
 from distilbeam.transforms.errors import InputError, OutputError, SettingsError
@@ -58,9 +58,14 @@ def test_versions_change_with_the_file_and_not_otherwise(root: str) -> None:
 def test_a_failed_write_leaves_nothing(root: str) -> None:
     url = filesystems.join(root, "a")
     filesystems.write_bytes(url, b"old")
-    with pytest.raises(KeyboardInterrupt), filesystems.create(url) as stream:
-        stream.write(b"half")
-        raise KeyboardInterrupt
+
+    def break_off() -> None:
+        with filesystems.create(url) as stream:
+            stream.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
     assert filesystems.read_bytes(url) == b"old"
     assert [info.url for info in filesystems.list_files(root)] == [url]
 
@@ -138,7 +143,7 @@ def test_a_missing_driver_is_answered_with_the_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     for protocol in (url.partition(":")[0], "gcs", "abfs"):
-        monkeypatch.delitem(fsspec.registry._registry, protocol, raising=False)
+        monkeypatch.delitem(_registry, protocol, raising=False)
     with pytest.raises(SettingsError, match=rf"pip install 'distilbeam\[{extra}\]'"):
         filesystems.resolve(url)
 

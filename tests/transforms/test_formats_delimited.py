@@ -44,12 +44,13 @@ def test_records_end_where_csv_ends_them(text: str) -> None:
     pieces = [text[low:high] for low, high in zip(np.append([0], stops), stops, strict=False)]
     ours = [row for piece in pieces for row in csv.reader(io.StringIO(piece, newline="")) if row]
     assert ours == [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    try:
-        list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        assert ("unexpected end of data" not in str(error)) or is_open
-    else:
-        assert not is_open
+    assert is_open == ends_inside_quotes(text)
+
+
+def ends_inside_quotes(text: str) -> bool:
+    """Whether a last quote brings csv out of a quoted field: only then does the field after it split off."""
+    plain = list(csv.reader(io.StringIO(text + ",x", newline="")))
+    return bool(text) and not (plain and plain[-1][-1:] == ["x"])
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 8, 13, 1000])
