@@ -115,6 +115,7 @@ class SplitWriter:
         self._settings = shards
         # Another attempt at the split may be under way; each has files of its own, and each record names whole ones.
         self._stem = f"{STAGING}/{split}-{uuid.uuid4().hex[:12]}"
+        self._rejects_path = f"{self._stem}-rejects.parquet"
         self._schema: pa.Schema | None = None
         self._shards: ShardWriter | None = None
         self._model: dict[str, Any] | None = None
@@ -183,6 +184,8 @@ class SplitWriter:
         """Removes what was staged, as far as the store can be reached."""
         if self._shards:
             self._shards.abort()
+        with suppress(Exception):
+            filesystems.delete(filesystems.join(self._output, self._rejects_path))
 
     def _count(self, provenance: Provenance) -> None:
         """Keeps the counts of each part, which grow from batch to batch."""
@@ -214,10 +217,9 @@ class SplitWriter:
         if not self._rejects:
             return None
         table = pa.concat_tables(self._rejects)
-        path = f"{self._stem}-rejects.parquet"
         data = parquet_bytes(table)
-        filesystems.write_bytes(filesystems.join(self._output, path), data)
-        return FileRecord(path, table.num_rows, len(data), "")
+        filesystems.write_bytes(filesystems.join(self._output, self._rejects_path), data)
+        return FileRecord(self._rejects_path, table.num_rows, len(data), "")
 
 
 class _WriteSplits(beam.DoFn):

@@ -62,7 +62,7 @@ def _texts(array: pa.Array) -> list[str]:
         pairs = array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
         keys, items = (_texts(member) for member in pc.list_flatten(pairs).flatten())
         names = keys if _is_text(kind.key_type) else [_quote(key.strip('"')) for key in keys]
-        texts = iter([f"{name}:{item}" for name, item in zip(names, items, strict=True)])
+        texts = [f"{name}:{item}" for name, item in zip(names, items, strict=True)]
         return _join(pc.list_value_length(pairs), texts, "{", "}")
     if pa.types.is_struct(kind):
         if not kind.num_fields:
@@ -77,7 +77,7 @@ def _texts(array: pa.Array) -> list[str]:
     if pa.types.is_null(kind):
         return ["null"] * len(array)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _join(pc.list_value_length(array), iter(_texts(pc.list_flatten(array))), "[", "]")
+        return _join(pc.list_value_length(array), _texts(pc.list_flatten(array)), "[", "]")
     return _strings(array.cast(pa.string()))
 
 
@@ -93,12 +93,17 @@ def _nullable(array: pa.Array, texts: Iterator[str]) -> list[str]:
     return [next(texts) if valid else "null" for valid in array.is_valid().to_pylist()]
 
 
-def _join(lengths: pa.Array, texts: Iterator[str], start: str, stop: str) -> list[str]:
+def _join(lengths: pa.Array, texts: list[str], start: str, stop: str) -> list[str]:
     """Lists from the texts of their items; null lists have none."""
-    return [
-        "null" if length is None else start + ",".join([next(texts) for _ in range(length)]) + stop
-        for length in lengths.to_pylist()
-    ]
+    joined = []
+    position = 0
+    for length in lengths.to_pylist():
+        if length is None:
+            joined.append("null")
+        else:
+            joined.append(start + ",".join(texts[position : position + length]) + stop)
+            position += length
+    return joined
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -179,7 +179,7 @@ def test_null_features_can_be_read(tmp_path: Path, plan: Plan) -> None:
     table = ds.dataset(output).to_table().sort_by("id")
     assert table["embedding"].null_count == 1
     lost = batch["id"][0].as_py()
-    expected = [None if row["id"] == lost else row["embedding"] for row in sorted_rows(plan.table)]
+    expected = [None if row["id"] == lost else row["embedding"] for row in plan.rows]
     assert table["embedding"].to_pylist() == expected
     assert [None if v is None else list(v) for v in pd.read_parquet(output).sort_values("id")["embedding"]] == expected
     assert duckdb.sql(f"SELECT count(embedding) FROM '{output}/*.parquet'").fetchall() == [(len(expected) - 1,)]
@@ -221,7 +221,43 @@ def _check_on_store(url: str, tmp_path: Path, plan: Plan) -> None:
     assert names == set(hashes(tmp_path / "local"))
     files = [filesystem.cat_file(f"{url}/{shard.path}") for shard in manifest.shards]
     tables = [pq.read_table(pa.BufferReader(file)) for file in files]
-    assert sorted_rows(pa.concat_tables(tables)) == sorted_rows(plan.table)
+    assert sorted_rows(pa.concat_tables(tables)) == plan.rows
+
+    before = filesystem.find(url, detail=True)
+    finished = WriteFeatures(url, if_exists="resume").finished(plan.settings)(plan.splits)
+    assert len(finished) == len(plan.splits)
+    run(url, [[plan.finished(split.ordinal)] for split in plan.splits], if_exists="resume")
+    filesystem.invalidate_cache()
+    assert filesystem.find(url, detail=True) == before
+    run(url, Plan(lines=9).batches, if_exists="overwrite")
+    filesystem.invalidate_cache()
+    assert len(filesystem.find(url)) == len(load_manifest(url).files) + 1
+
+
+def test_interrupted_and_failed_bundles_leave_nothing(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = ShardSettings(max_bytes=300)
+    writing = _WriteSplits(str(tmp_path), shards)
+    writing.setup()
+    for batch in plan.batches[0][:-1]:
+        assert not list(writing.process(batch))
+    assert list(tmp_path.rglob("*.parquet"))
+    writing.start_bundle()  # the bundle before has failed in another step
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+    for batch in plan.batches[0][:-1]:
+        assert not list(writing.process(batch))
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distilbeam.transforms.features.stage_record", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(writing.process(plan.batches[0][-1]))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    assert len([record for batch in plan.batches[0] for record in writing.process(batch)]) == 1
 
 
 def test_regrouped_batches_are_refused(tmp_path: Path, plan: Plan) -> None:
