@@ -17,7 +17,7 @@ from .errors import InputError
 from .filesystems import file_info
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, Unreadable, decode_text, reading
-from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks
+from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks, readable
 from .metrics import LIVE
 from .planning import ReadSettings, partition_value, plan_splits, read_schema
 from .provenance import ROW, Provenance, Reject
@@ -49,7 +49,8 @@ class ReadDocuments(beam.PTransform):
         id: a column that names rows in rejects.
         separator: what joins several text columns.
         types: Arrow types of columns, such as ``{"stars": "double"}``. CSV and TSV columns are strings otherwise, and
-            those of JSON lines are inferred from the first megabyte.
+            those of JSON lines are inferred from the first megabyte of up to 16 files; keys that occur only
+            later are not read unless they are named here, and a value of another type makes its line a reject.
         split_bytes: about how much one split reads.
         batch_rows: rows in a batch, at most.
         batch_bytes: bytes in a batch, at most, unless a single row has more.
@@ -292,11 +293,13 @@ def _select(
     rejects = list(chunk.rejects)
     ids = columns.get(settings.id) if settings.id else None
 
-    def reject(index: int, error: str, reason: str, stage: str, length: int | None = None) -> None:
+    def reject(index: int, error: str, reason: str, stage: str, data: bytes | None = None) -> None:
         good[index] = False
         value = None if ids is None else ids[index].as_py()
         name = None if value is None else str(value)[:200]
-        rejects.append(Reject(stage, error, reason, chunk.rows[index].as_py(), name, length))
+        length = None if data is None else len(data)
+        text = None if data is None or not settings.include_reject_text else readable(data)
+        rejects.append(Reject(stage, error, reason, chunk.rows[index].as_py(), name, length, text))
 
     for name in settings.text:
         column = columns[name]
@@ -304,7 +307,7 @@ def _select(
         for index in invalid:
             if good[index]:
                 reason = f"the text in column {name!r} is not valid UTF-8"
-                reject(index, "UnicodeDecodeError", reason, "read", len(column[index].as_py()))
+                reject(index, "UnicodeDecodeError", reason, "read", column[index].as_py())
         if invalid:
             column = pc.if_else(pa.array(good), column, pa.scalar(None, pa.binary()))
         columns[name] = column.view(pa.string())

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 
 from .errors import InputError, SettingsError
 from .filesystems import FileInfo, check_url, match_files
 from .formats import delimited, jsonl, parquet
 from .formats.base import FORMATS, Unreadable, detect, is_text_type, reading, unify
-from .formats.lines import open_stream
+from .formats.lines import Block, open_stream
 from .provenance import ROW
 from .splits import Part, Split
 
@@ -226,6 +227,7 @@ def _unified(settings: ReadSettings, files: list[_File]) -> pa.Schema:
             raise InputError(f"types names a column {name!r} that is not read; leave it out, or add it to keep")
         if name in fields or _wanted(settings, name):
             fields[name] = pa.field(name, kind if name not in settings.text else pa.string())
+    _check_types(files, {name: field.type for name, field in fields.items() if name in settings.types})
     available = [*known, *partitions]
     for name in settings.asked or (*settings.text, *([settings.id] if settings.id else [])):
         if name not in fields:
@@ -240,6 +242,23 @@ def _unified(settings: ReadSettings, files: list[_File]) -> pa.Schema:
             "out by listing the columns to keep"
         )
     return pa.schema([fields[name] for name in settings.asked or fields])
+
+
+def _check_types(files: list[_File], types: Mapping[str, pa.DataType]) -> None:
+    """Raises InputError for a type that a format cannot give, before every row fails on it."""
+    for format in {file.format for file in files} & {"jsonl", "csv", "tsv"}:
+        for name, kind in types.items():
+            schema = pa.schema([(name, kind)])
+            empty = Block(b"{}" if format == "jsonl" else b"", *(np.array([n]) for n in (0, 2, 0)))
+            try:
+                if format == "jsonl":
+                    jsonl.parser(schema)(empty)
+                else:
+                    pa.array([], pa.string()).cast(kind)
+            except pa.ArrowException:
+                raise InputError(
+                    f"column {name!r} cannot be read as {kind} from {format} files; change types="
+                ) from None
 
 
 def _field(settings: ReadSettings, name: str, columns: list[tuple[str, pa.Field]]) -> pa.Field:

@@ -156,3 +156,27 @@ def test_very_deep_objects_neither_crash_nor_lose_rows(tmp_path: Path, read: Any
     (tmp_path / "d.jsonl").write_text('{"text": "a"}\n' + deep + '\n{"text": "c"}\n')
     found = read(tmp_path, keep=[])
     assert found.texts == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("date32", "2020-01-02", "2020-01-02"),
+        ("timestamp[us]", "2020-01-02T03:04:05", "2020-01-02 03:04:05"),
+        ("halffloat", 1.5, "1.5"),
+        ("int8", 3, "3"),
+        ("bool", True, "true"),
+        (pa.dictionary(pa.int32(), pa.string()), "x", "x"),
+        (pa.decimal128(10, 2), "1.50", "1.50"),
+    ],
+)
+def test_a_type_that_is_given_is_obeyed_or_refused(tmp_path: Path, read: Any, kind: Any, value: Any, text: str) -> None:
+    rows = [{"text": "a", "v": value}, {"text": "b", "v": {"not": "this"}}, {"text": "c"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.csv").write_text(f"text,v\na,{text}\nc,\n")
+    found = read(tmp_path / "a.jsonl", types={"v": kind})
+    assert found.bad == [(2, "TypeError")]
+    assert found.batches[0].schema.field("v").type == (pa.type_for_alias(kind) if isinstance(kind, str) else kind)
+    assert found.rows == read(tmp_path / "a.csv", types={"v": kind}).rows
+    with pytest.raises(InputError, match=r"cannot be read as duration\[s\] from jsonl"):
+        read(tmp_path / "a.jsonl", types={"v": "duration[s]"})

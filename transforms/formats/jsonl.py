@@ -21,9 +21,15 @@ _MAX_DEPTH = 100
 
 def parser(schema: pa.Schema) -> Callable[[Block], pa.RecordBatch]:
     """What turns lines into rows of the schema; keys that it lacks are passed over."""
+    written = pa.schema([field.with_type(_written(field.type)) for field in schema])
 
     def read(block: Block) -> pa.RecordBatch:
-        return _read(block, schema, "ignore")
+        batch = _read(block, written, "ignore")
+        if written == schema:
+            return batch
+        return pa.RecordBatch.from_arrays(
+            [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)], schema=schema
+        )
 
     return read
 
@@ -90,7 +96,7 @@ def diagnoser(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[str,
         for field in schema:
             alone = Block(line, np.zeros(1, np.int64), np.full(1, len(line)), np.zeros(1, np.int64))
             try:
-                _read(alone, pa.schema([field]), "ignore")
+                parser(pa.schema([field]))(alone)
             except pa.ArrowInvalid:
                 return "TypeError", f"the value of column {field.name!r} is not of type {_short(field.type)}", known
         return "ArrowInvalid", "the JSON parser refused the line", known
@@ -168,6 +174,13 @@ def _has_surrogate(value: Any) -> bool:
 
 def _is_empty(kind: pa.DataType) -> bool:
     return bool(pa.types.is_struct(kind) and all(_is_empty(field.type) for field in kind))
+
+
+def _written(kind: pa.DataType) -> pa.DataType:
+    """The type in which Arrow can read what JSON has for this type."""
+    if pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_dictionary(kind):
+        return pa.string()
+    return pa.float32() if pa.types.is_float16(kind) else kind
 
 
 def _storable(kind: pa.DataType) -> pa.DataType:

@@ -13,7 +13,17 @@ import pyarrow as pa
 from ..filesystems import is_local, open_input, resolve
 from ..provenance import Reject
 
-__all__ = ["BLOCK_BYTES", "BadLine", "Block", "find_invalid_utf8", "open_stream", "parse", "read_blocks", "read_line"]
+__all__ = [
+    "BLOCK_BYTES",
+    "BadLine",
+    "Block",
+    "find_invalid_utf8",
+    "open_stream",
+    "parse",
+    "read_blocks",
+    "read_line",
+    "readable",
+]
 
 BLOCK_BYTES = 4 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -190,6 +200,11 @@ def _without_long_lines(block: Block, limit: int) -> Iterator[Block | BadLine]:
         yield block.keep(~long)
 
 
+def readable(data: bytes) -> str:
+    """Bytes as text for a person to look at, at most 10,000 characters."""
+    return data[: 4 * _TEXT_CHARACTERS].decode(errors="backslashreplace")[:_TEXT_CHARACTERS]
+
+
 def find_invalid_utf8(column: pa.Array) -> list[int]:
     """The indices of the values of a binary or large_binary array that are not UTF-8."""
     text = column.view(pa.string() if pa.types.is_binary(column.type) else pa.large_string())
@@ -230,7 +245,7 @@ def parse(
 
     def reject(index: int, error: str, reason: str, id: str | None = None) -> None:
         line = block.line(index)
-        text = line.decode(errors="backslashreplace")[:_TEXT_CHARACTERS] if include_text else None
+        text = readable(line) if include_text else None
         rejects.append(Reject("read", error, reason, int(block.numbers[index]), id, len(line), text))
 
     offsets = pa.py_buffer(np.append(block.starts, len(block.data)))
