@@ -22,26 +22,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _LOWER = string.ascii_lowercase + string.digits + "éßñ中国日本語αβгд"
 _PUNCTUATION = string.punctuation + "。、«»€£©…—"
 _WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "mat",
-    "good",
-    "bad",
-    "film",
-    "##ing",
-    "##ed",
-    "##er",
-    "hello",
-    "wor",
-    "##ld",
-    "naive",
-    "cafe",
-    "sep",
-    "cls",
-    "mask",
-    "unk",
+    *("the", "cat", "sat", "on", "mat", "good", "bad", "film", "hello", "wor", "naive", "cafe"),
+    *("sep", "cls", "mask", "unk", "##ing", "##ed", "##er", "##ld"),
 ]
 _CASED = ["The", "Cat", "Hello", "Café", "SEP", "CLS", "MASK", "UNK", "##ING"]
 UNCASED_VOCABULARY = [
@@ -213,10 +195,10 @@ class Checkpoints:
     def sentence_folder(self, name: str, pooling: str, *, normalize: bool, max_length: int | None = None) -> str:
         """A folder written by sentence-transformers itself."""
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Normalize, Pooling, Transformer
+        from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
         transformer = Transformer(self.bare, max_seq_length=max_length)
-        modules = [transformer, Pooling(transformer.get_word_embedding_dimension(), pooling_mode=pooling)]
+        modules = [transformer, Pooling(DIM, pooling_mode=pooling)]
         if normalize:
             modules.append(Normalize())
         folder = self._root / name

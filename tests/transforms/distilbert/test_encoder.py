@@ -1,0 +1,86 @@
+"""The packed encoder against Hugging Face's DistilBertModel."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distilbeam.transforms.distilbert.checkpoint import Checkpoint
+from distilbeam.transforms.distilbert.encoder import Packed, PackedEncoder
+from distilbeam.transforms.distilbert.weights import Weights
+from tests.checkpoints import DIM, Checkpoints
+
+
+def load(folder: str, dtype: torch.dtype = torch.float32, widen: bool = False) -> PackedEncoder:
+    checkpoint = Checkpoint.open(folder)
+    return PackedEncoder(Weights(checkpoint, torch.device("cpu"), dtype, widen), checkpoint.config)
+
+
+def run(encoder: PackedEncoder, rows: list[list[int]]) -> list[torch.Tensor]:
+    """Hidden states of each row, [length, dim], all rows packed as they come."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    packed = Packed.build(np.array(sum(rows, []), dtype=np.int32), lengths)
+    with torch.inference_mode():
+        return list(encoder(packed).split(lengths.tolist()))
+
+
+def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    return max(float((a.float() - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", ["bare", "relu", "masked_lm", "classifier", "half", "sentence"])
+def test_hidden_states_are_hugging_faces(
+    checkpoints: Checkpoints, ragged: list[list[int]], hugging_face: Any, name: str
+) -> None:
+    folder = getattr(checkpoints, name)
+    theirs = hugging_face.hidden(folder, ragged)
+    assert float(torch.cat(theirs).abs().max()) > 1
+    assert difference(run(load(folder), ragged), theirs) < 1e-5
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "shuffled", "alone"])
+def test_neighbours_do_not_matter(checkpoints: Checkpoints, ragged: list[list[int]], order: str) -> None:
+    encoder = load(checkpoints.bare)
+    expected = run(encoder, ragged)
+    if order == "alone":
+        assert difference([run(encoder, [row])[0] for row in ragged], expected) < 1e-5
+        return
+    index = {
+        "ascending": sorted(range(len(ragged)), key=lambda i: len(ragged[i])),
+        "descending": sorted(range(len(ragged)), key=lambda i: -len(ragged[i])),
+        "shuffled": np.random.default_rng(1).permutation(len(ragged)).tolist(),
+    }[order]
+    ours = run(encoder, [ragged[i] for i in index])
+    assert difference(ours, [expected[i] for i in index]) < 1e-5
+
+
+@pytest.mark.parametrize("widen", [False, True])
+def test_bfloat16_points_where_float32_does(checkpoints: Checkpoints, ragged: list[list[int]], widen: bool) -> None:
+    exact = torch.cat(run(load(checkpoints.bare), ragged))
+    reduced = torch.cat(run(load(checkpoints.bare, torch.bfloat16, widen), ragged))
+    assert (exact.dtype, reduced.dtype) == (torch.float32, torch.bfloat16)
+    assert float(torch.cosine_similarity(exact, reduced.float(), dim=1).min()) > 0.999
+    assert not torch.equal(exact, reduced.float())
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=30))
+def test_a_pack_knows_where_its_rows_are(lengths: list[int]) -> None:
+    packed = Packed.build(np.arange(sum(lengths), dtype=np.int32), np.array(lengths, dtype=np.int64))
+    assert packed.ids.tolist() == list(range(sum(lengths)))
+    assert packed.ids.dtype == torch.int64
+    assert packed.positions.tolist() == [position for length in lengths for position in range(length)]
+    assert packed.starts.tolist() == [sum(lengths[:row]) for row in range(len(lengths))]
+    assert [length for _, rows, length in packed.runs for _ in range(rows)] == lengths
+    assert [start for start, _, _ in packed.runs] == [
+        sum(rows * length for _, rows, length in packed.runs[:run]) for run in range(len(packed.runs))
+    ]
+    assert all(a[2] != b[2] for a, b in zip(packed.runs, packed.runs[1:], strict=False))
+
+
+def test_hidden_states_have_one_row_per_token(checkpoints: Checkpoints) -> None:
+    states = run(load(checkpoints.bare), [[2, 3], [2, 9, 3]])
+    assert [tuple(state.shape) for state in states] == [(2, DIM), (3, DIM)]
