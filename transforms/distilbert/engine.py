@@ -124,6 +124,9 @@ class Engine:
             failed={},
         )
         with self._lock, torch.inference_mode():
+            if classify:
+                # Before the loop, where a failure would count against the rows.
+                self._classifier()
             for batch in micro_batches(tokens.lengths, self._token_budget):
                 self._run_or_halve(tokens, batch, result)
         return result
