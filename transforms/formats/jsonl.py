@@ -94,11 +94,16 @@ def diagnoser(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[str,
         if any(_has_surrogate(values.get(field.name)) for field in schema):
             return "UnicodeEncodeError", "a string holds half of a surrogate pair", known
         for field in schema:
+            mismatch = "TypeError", f"the value of column {field.name!r} is not of type {_short(field.type)}", known
+            if field.type == pa.string():
+                if isinstance(values.get(field.name), str | None):
+                    continue
+                return mismatch
             alone = Block(line, np.zeros(1, np.int64), np.full(1, len(line)), np.zeros(1, np.int64))
             try:
                 parser(pa.schema([field]))(alone)
             except pa.ArrowInvalid:
-                return "TypeError", f"the value of column {field.name!r} is not of type {_short(field.type)}", known
+                return mismatch
         return "ArrowInvalid", "the JSON parser refused the line", known
 
     return diagnose
