@@ -35,6 +35,7 @@ BAD = [
     (b'{"text": true}', "TypeError"),
     (b'{"text": "a", "n": "five"}', "TypeError"),
     (b'{"text": "a", "n": 1e999}', "TypeError"),
+    (b'{"text": "a", "n": ' + b"[" * 490 + b"]" * 490 + b"}", "TypeError"),
     (b'{"text": "a", "text": "b"}', "DuplicateKey"),
     (b'{"text": "\xff"}', "UnicodeDecodeError"),
     (b'{"text": "\xed\xa0\x80"}', "UnicodeDecodeError"),
@@ -180,3 +181,9 @@ def test_a_type_that_is_given_is_obeyed_or_refused(tmp_path: Path, read: Any, ki
     assert found.rows == read(tmp_path / "a.csv", types={"v": kind}).rows
     with pytest.raises(InputError, match=r"cannot be read as duration\[s\] from jsonl"):
         read(tmp_path / "a.jsonl", types={"v": "duration[s]"})
+
+
+def test_a_first_line_that_is_an_array_is_a_bad_line_like_others(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "d.jsonl").write_text('["a"]\n{"text": "b"}\n')
+    found = read(tmp_path)
+    assert (found.texts, found.bad) == (["b"], [(1, "NotAnObject")])

@@ -47,12 +47,12 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
     fields: dict[str, pa.Field] = {}
     present: dict[str, None] = {}
     count = 0
+    first = b""
     for block in read_blocks(stream, 0, _SAMPLE_BYTES, max_line_bytes=max_line_bytes, block_bytes=_SAMPLE_BYTES):
         if isinstance(block, BadLine):
             continue
         lines = without_blank(block)
-        if not count and len(lines) and lines.line(0).lstrip()[:1] == b"[":
-            raise Unreadable("it is a JSON array, not JSON lines; write one object on each line")
+        first = first or (lines.line(0).lstrip() if len(lines) else b"")
         batches, _, _ = parse(
             _without_deep(lines),
             lambda part: _read(part, known, "infer"),
@@ -70,6 +70,8 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
                 fields[field.name] = unify([fields[field.name], field]) if field.name in fields else field
             except pa.ArrowException:
                 continue  # the type seen first stays; lines of another type become rejects
+    if not count and first.startswith(b"["):
+        raise Unreadable("it is a JSON array, not JSON lines; write one object on each line")
     kept = [field.with_type(_storable(field.type)) for field in fields.values() if not _is_empty(field.type)]
     order = {name: position for position, name in enumerate(present)}
     kept = [field for field in kept if field.name not in text or field.name in present]
@@ -170,10 +172,13 @@ def _keys(block: Block) -> dict[str, None]:
 
 
 def _has_surrogate(value: Any) -> bool:
-    if isinstance(value, str):
-        return any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, list | tuple):
-        return any(map(_has_surrogate, value))
+    waiting = [value]
+    while waiting:  # not by recursion, which deep nesting would exhaust
+        value = waiting.pop()
+        if isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            return True
     return False
 
 
