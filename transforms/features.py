@@ -193,6 +193,11 @@ class SplitWriter:
             raise OutputError(
                 f"split {provenance.ordinal}: part {provenance.part} came after {len(self._parts)} parts; {_CURE}"
             )
+        if provenance.part == len(self._parts) and _lies_in(provenance.source, self._output):
+            raise OutputError(
+                f"the input {provenance.source!r} lies in the output folder {self._output!r}, so features would be "
+                "read as documents; choose another output folder, or an input that leaves it out"
+            )
         part = PartRecord(provenance.source, provenance.seen, provenance.lines, provenance.relative)
         self._parts[provenance.part :] = [part]
 
@@ -344,6 +349,13 @@ def _statistics(batch: pa.RecordBatch, model: Mapping[str, Any] | None) -> Stati
         if labels is None
         else {count["values"]: count["counts"] for count in pc.value_counts(labels.drop_null()).to_pylist()},
     )
+
+
+def _lies_in(source: str, folder: str) -> bool:
+    """Whether a file lies below a folder of the same store."""
+    there, path = filesystems.resolve(source)
+    here, root = filesystems.resolve(folder)
+    return type(there) is type(here) and path.startswith(root.rstrip("/") + "/")
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

@@ -438,6 +438,18 @@ def test_settings_are_checked_at_once(tmp_path: Path, settings: dict[str, Any]) 
     assert "secret" not in str(caught.value)
 
 
+def test_the_output_is_not_read_as_input(tmp_path: Path, plan: Plan) -> None:
+    batch = plan.batches[0][0]
+    note = Provenance.of(batch)
+    for output, inside in [("/in", True), ("/in/", True), ("/i", False), ("memory://in", False), ("/in/0", False)]:
+        writer = SplitWriter(output, note.split, ShardSettings())
+        if inside:
+            with pytest.raises(OutputError, match="lies in the output folder"):
+                writer.write(batch, note)
+        else:
+            writer.write(batch, note)
+
+
 def test_order_inside_a_split(tmp_path: Path, plan: Plan) -> None:
     writer = SplitWriter(str(tmp_path), plan.splits[0].id, ShardSettings())
     first, second, third = (Provenance.of(batch) for batch in plan.batches[0][:3])
