@@ -1,5 +1,7 @@
 """Micro-batches: every row once, the budget kept, equal lengths side by side."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,5 +30,5 @@ def test_rows_come_longest_first_and_equal_ones_in_their_order(lengths: list[int
 def test_no_micro_batch_could_take_the_next_row(lengths: list[int], budget: int) -> None:
     sizes = np.array(lengths, dtype=np.int64)
     batches = list(micro_batches(sizes, budget))
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert sizes[batch].sum() + sizes[following[0]] > budget

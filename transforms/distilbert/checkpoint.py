@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ class ModelConfig:
             "embeddings.LayerNorm.weight": (self.dim,),
             "embeddings.LayerNorm.bias": (self.dim,),
         }
-        for index in range(self.n_layers):
-            layer = f"transformer.layer.{index}"
+        for number in range(self.n_layers):
+            layer = f"transformer.layer.{number}"
             for name in ("q_lin", "k_lin", "v_lin", "out_lin"):
                 shapes[f"{layer}.attention.{name}.weight"] = (self.dim, self.dim)
                 shapes[f"{layer}.attention.{name}.bias"] = (self.dim,)
@@ -186,7 +187,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         try:
             header = json.loads(file.read(length))
             tensors = {
-                name: (entry["dtype"], tuple(entry["shape"]), tuple(entry["data_offsets"]))
+                name: (str(entry["dtype"]), _sizes(entry["shape"]), _sizes(entry["data_offsets"]))
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
@@ -206,6 +207,13 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     if end != data:
         raise CheckpointError(f"{path} has {data} bytes of tensors where its header promises {end}; copy it again")
     return {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}
+
+
+def _sizes(values: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(map(index, values))
+    if any(size < 0 for size in sizes):
+        raise ValueError
+    return sizes
 
 
 def _verify(
@@ -240,14 +248,16 @@ def _labels(
     _verify(tensors, head, folder)
     names = config.get("id2label")
     if names is None:
-        return tuple(f"LABEL_{index}" for index in range(classes))
+        return tuple(f"LABEL_{number}" for number in range(classes))
     try:
-        labels = tuple(str(name) for _, name in sorted((int(index), name) for index, name in names.items()))
+        by_index = {int(number): str(name) for number, name in names.items()}
     except (AttributeError, ValueError, TypeError):
         raise CheckpointError(f"{folder}/config.json: id2label is not a map from class index to name") from None
-    if len(labels) != classes or len(set(labels)) != classes:
+    labels = tuple(by_index.get(number, "") for number in range(classes))
+    if len(by_index) != classes or "" in labels or len(set(labels)) != classes:
         raise CheckpointError(
-            f"{folder}/config.json names {len(set(labels))} different labels, the classifier has {classes} classes"
+            f"{folder}/config.json does not name each of the classifier's {classes} classes once: "
+            f"id2label has {sorted(by_index)}, {len(set(by_index.values()))} different names"
         )
     return labels
 

@@ -28,6 +28,7 @@ _FILES = (
     "vocab.txt",
     "modules.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 )
 
 
@@ -80,7 +81,8 @@ def _from_hub(model: str) -> Location:
     )
 
     name, _, revision = model.partition("@")
-    patterns = [*_FILES, "*/config.json"]
+    # Old sentence-transformers folders hold the transformer in 0_Transformer/.
+    patterns = [*_FILES, "*/config.json", *(f"*_Transformer/{file}" for file in _FILES)]
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except RevisionNotFoundError:

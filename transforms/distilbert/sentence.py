@@ -58,14 +58,20 @@ def read_sentence_settings(folder: Path) -> SentenceSettings:
     transformer = paths[kinds.index("Transformer")] if "Transformer" in kinds else ""
     pooling = "mean"
     if "Pooling" in kinds:
-        found = _pooling(_read(folder / paths[kinds.index("Pooling")] / "config.json"))
+        found = _pooling(_object(folder / paths[kinds.index("Pooling")] / "config.json"))
         if found in ("mean", "cls", "max"):
             pooling = found
         else:
             unsupported = unsupported or f"it pools by {found or 'nothing'}; distilbeam pools by mean, cls or max"
-    limit = None
-    if (folder / transformer / "sentence_bert_config.json").is_file():
-        limit = _read(folder / transformer / "sentence_bert_config.json").get("max_seq_length")
+    settings = _optional(folder / transformer / "sentence_bert_config.json")
+    limit = settings.get("max_seq_length")
+    if settings.get("do_lower_case") and not _optional(folder / transformer / "tokenizer_config.json").get(
+        "do_lower_case", True
+    ):
+        unsupported = unsupported or "it lowercases texts before a cased tokenizer"
+    prompt = _optional(folder / "config_sentence_transformers.json").get("default_prompt_name")
+    if prompt is not None:
+        unsupported = unsupported or f"it puts the prompt {prompt!r} before every text"
     return SentenceSettings(
         transformer=transformer,
         pooling=pooling,
@@ -80,6 +86,17 @@ def _pooling(config: dict[str, Any]) -> str:
     if isinstance(named, str):
         return named
     return "+".join(mode for key, mode in _MODES.items() if config.get(key))
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _object(path) if path.is_file() else {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content
 
 
 def _read(path: Path) -> Any:

@@ -22,7 +22,7 @@ def load(folder: str, dtype: torch.dtype = torch.float32, widen: bool = False) -
 def run(encoder: PackedEncoder, rows: list[list[int]]) -> list[torch.Tensor]:
     """Hidden states of each row, [length, dim], all rows packed as they come."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    packed = Packed.build(np.array(sum(rows, []), dtype=np.int32), lengths)
+    packed = Packed.build(np.array([token for row in rows for token in row], dtype=np.int32), lengths)
     with torch.inference_mode():
         return list(encoder(packed).split(lengths.tolist()))
 

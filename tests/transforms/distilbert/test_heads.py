@@ -23,7 +23,8 @@ def test_probabilities_are_hugging_faces(
     checkpoint = Checkpoint.open(folder)
     weights = Weights(checkpoint, torch.device("cpu"), torch.float32)
     packed = Packed.build(
-        np.array(sum(ragged, []), dtype=np.int32), np.array([len(row) for row in ragged], dtype=np.int64)
+        np.array([token for row in ragged for token in row], dtype=np.int32),
+        np.array([len(row) for row in ragged], dtype=np.int64),
     )
     with torch.inference_mode():
         hidden = PackedEncoder(weights, checkpoint.config)(packed)
