@@ -78,7 +78,7 @@ def show_inspection(found: Inspection, console: Console) -> None:
     facts.append(("rejected", _share(found.rejects.total, found.rows + found.rejects.total)))
     _list(facts, console)
     _columns(found, console)
-    if found.labels is not None:
+    if found.labels:
         _labels(found, console)
     if found.rejects.total:
         _rejects(found, console)

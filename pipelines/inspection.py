@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow.json import ParseOptions, ReadOptions, open_json
 
 from distilbeam.transforms.errors import InputError, OutputError
-from distilbeam.transforms.filesystems import join, resolve
+from distilbeam.transforms.filesystems import join, open_input
 from distilbeam.transforms.manifest import MANIFEST, Manifest, find_manifest
 
 __all__ = ["Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
 
 _BATCH_ROWS = 8192
+_BLOCK_BYTES = 64 << 20
 _LABELS = 1000
 _REJECTS = 5
+_REJECT_COLUMNS = ("source", "row", "line", "id", "stage", "error", "reason", "length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +114,17 @@ def inspect(output: str, rows: int = 5) -> Inspection:
     if manifest is None:
         raise InputError(f"{output} holds no finished output: there is no {join(output, MANIFEST)}")
     model = manifest.model or {}
-    statistics = _Statistics(model.get("settings", {}).get("prefix", ""))
-    dataset = _dataset(output, [shard.path for shard in manifest.shards])
+    shards = [join(output, shard.path) for shard in manifest.shards]
+    names = [name for name, _ in manifest.schema]
+    statistics = _Statistics(model.get("settings", {}).get("prefix", ""), names)
     counted = 0
     try:
-        for batch in _batches(dataset, statistics.columns(dataset.schema)) if dataset else ():
+        for batch in _batches(shards, statistics.fields):
             counted += batch.num_rows
             statistics.add(batch)
-        sample = dataset.head(rows).to_pylist() if dataset and rows > 0 else []
+        sample = list(islice(_rows(shards), rows))
         rejects = _rejects(output, manifest)
-    except (OSError, pa.ArrowException) as error:
+    except (InputError, OSError, ValueError, pa.ArrowException) as error:
         raise OutputError(
             f"a file that the manifest of {output} names cannot be read ({type(error).__name__})"
         ) from None
@@ -134,26 +140,44 @@ def inspect(output: str, rows: int = 5) -> Inspection:
         rejects=rejects,
         labels=statistics.labels(),
         tokens=statistics.tokens(),
-        vectors=statistics.vectors(),
+        vectors=statistics.vectors(model.get("settings", {}).get("embedding_dtype", "float32")),
         sample=sample,
     )
 
 
-def _batches(dataset: ds.Dataset, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches one after another, few of them at a time in memory."""
-    yield from dataset.to_batches(columns=columns, batch_size=_BATCH_ROWS, batch_readahead=2, fragment_readahead=1)
+def _batches(urls: Sequence[str], fields: Mapping[str, pa.DataType | None]) -> Iterator[pa.RecordBatch]:
+    """Some columns of all files, a batch at a time."""
+    for url in urls:
+        with open_input(url) as stream:
+            if url.endswith(".parquet"):
+                with pq.ParquetFile(stream) as file:
+                    yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=list(fields))
+            else:
+                # Types are not guessed: a column may begin with nulls.
+                parsing = ParseOptions(pa.schema(fields), unexpected_field_behavior="ignore")
+                yield from open_json(stream, ReadOptions(block_size=_BLOCK_BYTES), parsing)
+
+
+def _rows(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of all files."""
+    for url in urls:
+        with open_input(url) as stream:
+            if url.endswith(".parquet"):
+                with pq.ParquetFile(stream) as file:
+                    for batch in file.iter_batches(batch_size=16):
+                        yield from batch.to_pylist()
+            else:
+                yield from map(json.loads, stream)
 
 
 def _rejects(output: str, manifest: Manifest) -> Rejects:
+    urls = [join(output, record.rejects_file.path) for record in manifest.records if record.rejects_file]
     kinds: Counter[tuple[str, str]] = Counter()
     examples: list[dict[str, Any]] = []
-    dataset = _dataset(output, [record.rejects_file.path for record in manifest.records if record.rejects_file])
-    if dataset is not None:
-        columns = [name for name in dataset.schema.names if name != "text"]
-        for batch in _batches(dataset, columns):
-            counts = pa.table(batch).group_by(["stage", "error"]).aggregate([([], "count_all")])
-            kinds.update({(row["stage"], row["error"]): row["count_all"] for row in counts.to_pylist()})
-            examples += batch.slice(0, _REJECTS - len(examples)).to_pylist()
+    for batch in _batches(urls, dict.fromkeys(_REJECT_COLUMNS)):
+        counts = pa.table(batch).group_by(["stage", "error"]).aggregate([([], "count_all")])
+        kinds.update({(row["stage"], row["error"]): row["count_all"] for row in counts.to_pylist()})
+        examples += batch.slice(0, _REJECTS - len(examples)).to_pylist()
     return Rejects(
         total=manifest.rejects,
         kinds=[{"stage": stage, "error": error, "rows": rows} for (stage, error), rows in kinds.most_common()],
@@ -164,42 +188,41 @@ def _rejects(output: str, manifest: Manifest) -> Rejects:
 class _Statistics:
     """What is counted over the batches of the feature columns."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, names: Collection[str]) -> None:
         self._label, self._count = f"{prefix}label", f"{prefix}token_count"
         self._truncated, self._embedding = f"{prefix}truncated", f"{prefix}embedding"
+        known = {
+            self._label: pa.string(),
+            self._count: pa.int32(),
+            self._truncated: pa.bool_(),
+            self._embedding: pa.list_(pa.float64()),
+        }
+        self.fields = {name: kind for name, kind in known.items() if name in names}
+        """Columns that are counted, with their types in JSON."""
         self._labels: Counter[str] = Counter()
         self._lengths = np.zeros(0, dtype=np.int64)
         self._cut = 0
-        self._dtype = ""
         self._dimensions = 0
         self._vectors = self._non_finite = 0
         self._norm_sum, self._norm_low, self._norm_high = 0.0, np.inf, -np.inf
-        self._seen: set[str] = set()
-
-    def columns(self, schema: pa.Schema) -> list[str]:
-        """The columns that are counted."""
-        known = (self._label, self._count, self._truncated, self._embedding)
-        self._seen = {name for name in known if name in schema.names}
-        return [name for name in known if name in self._seen]
 
     def add(self, batch: pa.RecordBatch) -> None:
-        if self._label in self._seen:
+        if self._label in self.fields:
             for entry in pc.value_counts(batch[self._label].drop_null()).to_pylist():
                 if entry["values"] in self._labels or len(self._labels) < _LABELS:
                     self._labels[entry["values"]] += entry["counts"]
-        if self._count in self._seen:
+        if self._count in self.fields:
             lengths = np.bincount(batch[self._count].drop_null().to_numpy(zero_copy_only=False))
             size = max(len(lengths), len(self._lengths))
             self._lengths = np.pad(self._lengths, (0, size - len(self._lengths)))
             self._lengths[: len(lengths)] += lengths
-        if self._truncated in self._seen:
+        if self._truncated in self.fields:
             self._cut += batch[self._truncated].true_count
-        if self._embedding in self._seen:
+        if self._embedding in self.fields:
             self._add_vectors(batch[self._embedding].drop_null())
 
     def _add_vectors(self, column: pa.Array) -> None:
         vectors = _matrix(column)
-        self._dtype = str(column.type.value_type).replace("halffloat", "float16")
         self._vectors += len(vectors)
         if not len(vectors):
             return
@@ -213,11 +236,11 @@ class _Statistics:
             self._norm_high = max(self._norm_high, float(finite.max()))
 
     def labels(self) -> dict[str, int] | None:
-        return dict(self._labels.most_common()) if self._label in self._seen else None
+        return dict(self._labels.most_common()) if self._label in self.fields else None
 
     def tokens(self) -> TokenCounts | None:
         counts = self._lengths
-        if self._count not in self._seen or not counts.sum():
+        if self._count not in self.fields or not counts.sum():
             return None
         reached, lengths = np.cumsum(counts), np.flatnonzero(counts)
 
@@ -233,13 +256,13 @@ class _Statistics:
             truncated=self._cut,
         )
 
-    def vectors(self) -> Vectors | None:
-        if self._embedding not in self._seen:
+    def vectors(self, dtype: str) -> Vectors | None:
+        if self._embedding not in self.fields:
             return None
         finite = self._vectors - self._non_finite
         return Vectors(
             dimensions=self._dimensions,
-            dtype=self._dtype,
+            dtype=dtype,
             count=self._vectors,
             non_finite=self._non_finite,
             mean_norm=self._norm_sum / finite if finite else None,
@@ -258,12 +281,3 @@ def _type_name(kind: str) -> str:
     """Arrow's name of a type as numpy and pandas would say it."""
     name = kind.replace("halffloat", "float16").replace("item: ", "").replace("element: ", "")
     return re.sub(r"\bdouble\b", "float64", re.sub(r"\bfloat\b", "float32", name))
-
-
-def _dataset(output: str, names: list[str]) -> ds.Dataset | None:
-    if not names:
-        return None
-    paths = [resolve(join(output, name))[1] for name in names]
-    return ds.dataset(
-        paths, format="parquet" if names[0].endswith(".parquet") else "json", filesystem=resolve(output)[0]
-    )

@@ -225,7 +225,7 @@ def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four files of 4.5 MB, each a split; their texts are cut to 64 tokens, so that there is not too much to do."""
     folder = tmp_path_factory.mktemp("long")
     for number in range(4):
-        lines = (json.dumps({"id": number * 1000 + row, "review": f"{row} " + "word " * 900}) for row in range(1000))
+        lines = (json.dumps({"id": number * 500 + row, "review": f"{row} " + "word " * 1800}) for row in range(500))
         (folder / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -298,7 +298,7 @@ def test_a_terminal_shows_a_bar_with_rows_and_speed(model: str, long_corpus: Pat
     assert any(re.search(r"\d+%  [\d,]+ rows", bar) for bar in bars)
     assert all(len(bar) <= 100 for bar in bars)
     assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1
-    assert any(frame.startswith("1,000 rows, 64,000 tokens in ") for frame in frames)
+    assert any(frame.startswith("500 rows, 32,000 tokens in ") for frame in frames)
 
 
 def test_the_demo_shows_what_it_runs_and_what_came_out(

@@ -1,0 +1,190 @@
+"""Looking into an output, held against a recount by pandas."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from rich.console import Console
+
+from distilbeam.pipelines.cli import main
+from distilbeam.pipelines.display import show_inspection, size
+from distilbeam.pipelines.inspection import Inspection, inspect
+from distilbeam.transforms.documents import ReadDocuments
+from distilbeam.transforms.errors import InputError, OutputError
+from distilbeam.transforms.features import WriteFeatures
+from distilbeam.transforms.inference import Featurize
+
+FEATURES = ("embedding", "label", "score", "scores")
+
+
+def write(model: str, corpus: str, output: Path, prefix: str = "", **settings: str) -> Path:
+    """An output of many small shards."""
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        documents = pipeline | ReadDocuments(corpus, "review", id="id", split_bytes=4000)
+        features = documents | Featurize(model, FEATURES, prefix=prefix, embedding_dtype="float16")
+        _ = features | WriteFeatures(str(output), **settings)
+    return output
+
+
+@pytest.fixture(scope="module")
+def output(model: str, corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(model, corpus, tmp_path_factory.mktemp("inspected") / "out", prefix="x_")
+
+
+def shown(found: Inspection, width: int = 100) -> str:
+    stream = io.StringIO()
+    show_inspection(found, Console(file=stream, width=width, highlight=False))
+    return stream.getvalue()
+
+
+def test_numbers_are_those_of_a_recount(output: Path, model: str) -> None:
+    table = pd.read_parquet(output)
+    shards = sorted(output.glob("*.parquet"))
+    found = inspect(str(output), rows=3)
+    assert len(shards) > 3
+    assert (found.rows, found.shards) == (len(table), len(shards))
+    assert found.bytes == sum(path.stat().st_size for path in shards)
+    assert list(found.columns) == list(table.columns)
+    assert found.columns["x_embedding"] == "fixed_size_list<float16>[16]"
+    assert found.columns["x_scores"] == "struct<NO: float32, YES: float32>"
+    assert found.labels == dict(table.x_label.value_counts())
+    counts = table.x_token_count
+    assert found.tokens is not None
+    assert (found.tokens.total, found.tokens.minimum, found.tokens.maximum) == (
+        counts.sum(),
+        counts.min(),
+        counts.max(),
+    )
+    assert found.tokens.median == np.quantile(counts, 0.5, method="inverted_cdf")
+    assert found.tokens.p95 == np.quantile(counts, 0.95, method="inverted_cdf")
+    assert found.tokens.truncated == table.x_truncated.sum() > 0
+    norms = np.linalg.norm(np.stack(table.x_embedding).astype(np.float64), axis=1)
+    vectors = found.vectors
+    assert vectors is not None
+    assert (vectors.count, vectors.dimensions, vectors.dtype, vectors.non_finite) == (300, 16, "float16", 0)
+    assert np.allclose(
+        (vectors.mean_norm, vectors.minimum_norm, vectors.maximum_norm), (norms.mean(), norms.min(), norms.max())
+    )
+    assert [row["id"] for row in found.sample] == list(table.id[:3])
+    assert found.model["id"] == model
+
+
+def test_rejects_are_counted_and_named(output: Path) -> None:
+    rejects = pd.read_parquet(output / "_rejects")
+    found = inspect(str(output)).rejects
+    assert found.total == len(rejects) == 2
+    kinds = rejects.groupby(["stage", "error"]).size()
+    assert {(kind["stage"], kind["error"]): kind["rows"] for kind in found.kinds} == kinds.to_dict()
+    assert sorted(reject["line"] for reject in found.examples) == [41, 201]
+    told = shown(inspect(str(output)))
+    assert re.search(r"reviews\.jsonl line 41\b", told)
+    assert "PRIVATE" not in told
+
+
+def test_what_is_shown_fits_and_is_plain_when_piped(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(output)]) == 0
+    told, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in told
+    assert not [line for line in told.splitlines() if line != line.rstrip()]
+    assert "300 rows" in told
+    narrow = shown(inspect(str(output)), width=40)
+    rows = narrow[narrow.index("\nrow 0") :]
+    assert max(map(len, rows.splitlines())) <= 40
+
+
+def test_json_says_the_same(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(output), "--json", "--rows", "2"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(inspect(str(output), rows=2).to_dict()))
+
+
+def test_json_lines_give_the_same_numbers(model: str, corpus: str, output: Path, tmp_path: Path) -> None:
+    columnar = inspect(str(output), rows=1)
+    lines = inspect(str(write(model, corpus, tmp_path / "out", prefix="x_", format="jsonl")), rows=1)
+    assert (lines.rows, lines.labels, lines.tokens) == (columnar.rows, columnar.labels, columnar.tokens)
+    assert lines.vectors is not None
+    assert columnar.vectors is not None
+    assert np.isclose(lines.vectors.mean_norm, columnar.vectors.mean_norm)
+    assert lines.vectors.dtype == "float16"
+    assert lines.sample[0]["review"] == columnar.sample[0]["review"]
+
+
+def test_texts_cannot_command_the_terminal(model: str, tmp_path: Path) -> None:
+    nasty = "\x1b[2J\x1b]0;owned\x07 \u202etxet [red]not markup[/red] \r\n" + "x" * 500
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "\x1b[31m", "review": nasty}) + "\n")
+    told = shown(inspect(str(write(model, str(tmp_path / "in.jsonl"), tmp_path / "out"))))
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(told)
+    assert "[red]not markup[/red]" in told
+
+
+def test_an_empty_output_and_one_without_vectors(model: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "review": null}\n')
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        documents = pipeline | ReadDocuments(str(tmp_path / "in.jsonl"), "review", types={"review": "string"})
+        _ = documents | Featurize(model, ["label"]) | WriteFeatures(str(tmp_path / "out"), max_rejects=None)
+    found = inspect(str(tmp_path / "out"))
+    assert (found.rows, found.shards, found.rejects.total) == (0, 0, 1)
+    assert (found.labels, found.tokens, found.vectors, found.sample) == ({}, None, None, [])
+    assert "0 rows" in shown(found)
+
+
+def test_non_finite_vectors_and_nulls_are_told(output: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(output, copy)
+    path = sorted(copy.glob("*.parquet"))[1]
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("x_embedding")
+    vectors = np.stack(table["x_embedding"].to_pandas()).astype(np.float16)
+    vectors[0, 3], vectors[1, 0] = np.inf, np.nan
+    rows = [None if number == 2 else vector for number, vector in enumerate(vectors)]
+    column = pa.array(rows, table.schema.field(at).type)
+    pq.write_table(table.set_column(at, table.schema.field(at), column), path)
+    found = inspect(str(copy)).vectors
+    assert found is not None
+    assert (found.count, found.non_finite) == (299, 2)
+    assert found.maximum_norm is not None
+    assert np.isfinite(found.maximum_norm)
+
+
+def test_what_is_no_output_is_said_in_a_sentence(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    with pytest.raises(InputError, match="no finished output"):
+        inspect(str(tmp_path / "nowhere"))
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert re.fullmatch(r"distilbeam: error: [^\n]+\n", capsys.readouterr().err)
+    lost, wrong = tmp_path / "lost", tmp_path / "wrong"
+    shutil.copytree(output, lost)
+    sorted(lost.glob("*.parquet"))[0].unlink()
+    with pytest.raises(OutputError, match="cannot be read"):
+        inspect(str(lost))
+    shutil.copytree(output, wrong)
+    first, second = sorted(wrong.glob("*.parquet"))[:2]
+    shutil.copy(first, second)
+    pq.write_table(pq.read_table(first).slice(1), second)
+    with pytest.raises(OutputError, match="names 300 rows"):
+        inspect(str(wrong))
+
+
+def test_sizes() -> None:
+    assert [size(count) for count in (0, 999, 1000, 123_456, 9_999_999, 5_000_000_000, 10**15)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "123 kB",
+        "10.0 MB",
+        "5.0 GB",
+        "1,000.0 TB",
+    ]
