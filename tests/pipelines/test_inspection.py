@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import apache_beam as beam
@@ -136,31 +137,45 @@ def test_an_empty_output_and_one_without_vectors(model: str, tmp_path: Path) -> 
     assert "0 rows" in shown(found)
 
 
-def test_non_finite_vectors_and_nulls_are_told(output: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_vectors_that_are_not_finite_are_told(output: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(output, copy)
     path = sorted(copy.glob("*.parquet"))[1]
     table = pq.read_table(path)
-    at = table.schema.get_field_index("x_embedding")
+    field = table.schema.field("x_embedding")
     vectors = np.stack(table["x_embedding"].to_pandas()).astype(np.float16)
     vectors[0, 3], vectors[1, 0] = np.inf, np.nan
-    rows = [None if number == 2 else vector for number, vector in enumerate(vectors)]
-    column = pa.array(rows, table.schema.field(at).type)
-    pq.write_table(table.set_column(at, table.schema.field(at), column), path)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
+    pq.write_table(table.set_column(table.schema.names.index("x_embedding"), field, column), path)
     found = inspect(str(copy)).vectors
     assert found is not None
-    assert (found.count, found.non_finite) == (299, 2)
+    assert (found.count, found.non_finite) == (300, 2)
     assert found.maximum_norm is not None
     assert np.isfinite(found.maximum_norm)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_rows_without_text_have_no_vector_and_no_length(kind: str, model: str, tmp_path: Path) -> None:
+    texts = [None, "a b", None, "c"]
+    lines = (json.dumps({"id": str(number), "review": text}) for number, text in enumerate(texts))
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        documents = pipeline | ReadDocuments(str(tmp_path / "in.jsonl"), "review", nulls="keep")
+        features = documents | Featurize(model, ["embedding", "label"])
+        _ = features | WriteFeatures(str(tmp_path / "out"), format=kind)
+    found = inspect(str(tmp_path / "out"))
+    assert found.rows == 4
+    assert found.vectors is not None
+    assert (found.vectors.count, found.vectors.dimensions, found.vectors.non_finite) == (2, 16, 0)
+    assert found.tokens is not None
+    assert (found.tokens.total, found.tokens.minimum, found.tokens.maximum) == (7, 3, 4)
+    assert sum((found.labels or {}).values()) == 2
+    assert [row["embedding"] is None for row in found.sample] == [text is None for text in texts]
 
 
 def test_what_is_no_output_is_said_in_a_sentence(
     output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     with pytest.raises(InputError, match="no finished output"):
         inspect(str(tmp_path / "nowhere"))
     assert main(["inspect", str(tmp_path)]) == 2
