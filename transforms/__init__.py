@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .documents import ReadDocuments
     from .encoder import Encoder, Prediction
     from .features import WriteFeatures
+    from .featurization import FeatureSpec
     from .inference import Classify, Embed, Featurize, Tokenize
-    from .tokenization import tokenize
+    from .rejects import Rejects
 
 __all__ = [
     "CheckpointError",
@@ -26,6 +27,7 @@ __all__ = [
     "DistilbeamError",
     "Embed",
     "Encoder",
+    "FeatureSpec",
     "Featurize",
     "InputError",
     "OutputError",
@@ -33,22 +35,23 @@ __all__ = [
     "Prediction",
     "ReadDocuments",
     "RejectLimitError",
+    "Rejects",
     "SettingsError",
     "Tokenize",
     "WriteFeatures",
-    "tokenize",
 ]
 
 _MODULES = {
     "Classify": "inference",
     "Embed": "inference",
     "Encoder": "encoder",
+    "FeatureSpec": "featurization",
     "Featurize": "inference",
     "Prediction": "encoder",
     "ReadDocuments": "documents",
+    "Rejects": "rejects",
     "Tokenize": "inference",
     "WriteFeatures": "features",
-    "tokenize": "tokenization",
 }
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -252,7 +252,8 @@ def match_files(pattern: str) -> list[FileInfo]:
     """The data files that a file name, a glob or a folder stands for, sorted by URL.
 
     A folder stands for all files below it. Below a folder, and where a glob matches folders, names that begin with
-    ``.`` or ``_`` are left out, as in Spark and Hive.
+    ``.`` or ``_`` are left out, as in Spark and Hive, and so is an output of distilbeam in a folder of its own: what a
+    job has written beside its input is not input of the next.
 
     Raises:
         InputError: nothing matches, or the store cannot be listed.
@@ -272,12 +273,22 @@ def match_files(pattern: str) -> list[FileInfo]:
             roots = [name for name, info in visible.items() if info["type"] == "directory" and "**" not in path]
         for root in roots:
             below = filesystem.find(root, detail=True)
-            found.update((name, info) for name, info in below.items() if _is_visible(name, root))
+            outputs = _outputs_below(root, below)
+            found.update(
+                (name, info) for name, info in below.items() if _is_visible(name, root) and not name.startswith(outputs)
+            )
     # Object stores keep empty objects named "folder/" to stand for folders.
     files = {name: info for name, info in found.items() if not (name.endswith("/") and not info.get("size"))}
     if not files:
         raise InputError(f"no file matches {pattern!r}; give a file, a glob or a folder that holds data files")
     return _sorted(pattern, files)
+
+
+def _outputs_below(root: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Folders below ``root``, each with a slash at its end, that hold an output of distilbeam."""
+    marker = "/_distilbeam/"
+    folders = {name.partition(marker)[0] for name in names if marker in name}
+    return tuple(folder + "/" for folder in folders - {root.rstrip("/")})
 
 
 def _split(url: str) -> tuple[str, str]:

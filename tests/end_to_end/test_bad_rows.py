@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ BAD: list[Callable[[str], bytes]] = [
 ]
 
 
-def test_each_bad_row_is_set_aside_alone(tmp_path: Path, tiny: str, distilbeam: Callable[..., object]) -> None:
+def test_each_bad_row_is_set_aside_alone(tmp_path: Path, tiny: str, distilbeam: Callable[..., Any]) -> None:
     chance = random.Random(0)
     bad = sorted(chance.sample(range(ROWS), 250))
     kinds = {row: BAD[position % len(BAD)] for position, row in enumerate(bad)}
@@ -54,7 +55,7 @@ def test_each_bad_row_is_set_aside_alone(tmp_path: Path, tiny: str, distilbeam: 
 
 
 def test_too_many_bad_rows_fail_the_job_and_show_nothing(
-    tmp_path: Path, tiny: str, distilbeam: Callable[..., object]
+    tmp_path: Path, tiny: str, distilbeam: Callable[..., Any]
 ) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_bytes(b'{"text": "good"}\n' * 97 + b"bad canary\n" * 3)

@@ -7,6 +7,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +76,7 @@ def vectors(found: pa.Table) -> np.ndarray:
     return np.stack(found.column("embedding").to_numpy())
 
 
-def test_every_format_gives_the_same_features(tmp_path: Path, tiny: str, distilbeam: Callable[..., object]) -> None:
+def test_every_format_gives_the_same_features(tmp_path: Path, tiny: str, distilbeam: Callable[..., Any]) -> None:
     tables = []
     for kind in KINDS:
         output = tmp_path / f"out-{kind}"
@@ -90,13 +91,15 @@ def test_every_format_gives_the_same_features(tmp_path: Path, tiny: str, distilb
 
 
 def test_s3_gives_the_same_features_as_the_local_disk(
-    tmp_path: Path, tiny: str, distilbeam: Callable[..., object], s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: str, distilbeam: Callable[..., Any], s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
     from s3fs import S3FileSystem
 
-    store = S3FileSystem(skip_instance_cache=True)
+    # Another test may have left one with another server.
+    S3FileSystem.clear_instance_cache()
+    store = S3FileSystem()
     store.mkdir("lake")
     local = tmp_path / "local"
     distilbeam("embed", "--model", tiny, "--input", write(tmp_path, "parquet"), "--output", local, "--dtype", "float32")

@@ -111,6 +111,17 @@ def test_hidden_names_are_seen_only_if_spelled_out(root: str) -> None:
     assert names("f/_g") == names("*/_g/*") == ["f/_g/h.txt"]
 
 
+def test_an_output_beside_the_input_is_no_input(root: str) -> None:
+    for name in ("a.jsonl", "features/part-0.parquet", "features/_distilbeam/manifest.json", "features2/b.jsonl"):
+        filesystems.write_bytes(filesystems.join(root, name), b"{}")
+
+    def names(folder: str) -> list[str]:
+        return [info.url.removeprefix(root).strip("/") for info in filesystems.match_files(folder)]
+
+    assert names(root) == ["a.jsonl", "features2/b.jsonl"]
+    assert names(filesystems.join(root, "features")) == ["features/part-0.parquet"]
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
