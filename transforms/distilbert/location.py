@@ -53,9 +53,9 @@ def locate(model: str) -> Location:
     if "://" in model:
         return _from_url(model)
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return Location(folder, model)
-    if folder.exists():
+    if folder.is_file():
         raise CheckpointError(
             f"the model {model!r} is a file; give the folder that holds config.json and model.safetensors"
         )
@@ -74,7 +74,6 @@ def cache_folder() -> Path:
 def _from_hub(model: str) -> Location:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -96,7 +95,7 @@ def _from_hub(model: str) -> Location:
             f"there is no folder {model!r} here, and the Hub's model of that name is not in the cache and cannot be "
             "fetched (no network, or HF_HUB_OFFLINE is set); fetch it once, or give a folder"
         ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # Of several HTTP libraries, and of the Hub's own transfer protocol.
         raise CheckpointError(f"the Hub's model {model!r} cannot be fetched: {type(error).__name__}") from None
     # A snapshot's folder is named by its commit.
     return Location(folder, name, folder.name)
@@ -105,6 +104,7 @@ def _from_hub(model: str) -> Location:
 def _from_url(url: str) -> Location:
     filesystem, root = resolve(url)
     try:
+        filesystem.invalidate_cache()
         found = filesystem.find(root, detail=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the model {url!r} cannot be listed: {type(error).__name__}") from None
@@ -131,7 +131,7 @@ def _from_url(url: str) -> Location:
         )
         for name, info in wanted.items()
     )
-    key = hashlib.sha256(json.dumps([url, state]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([url.rstrip("/"), state]).encode()).hexdigest()[:32]
     target = cache_folder() / "checkpoints" / key
     if target.is_dir():
         return Location(target, url)
