@@ -89,7 +89,7 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
     if options.quiet:
         return 0
     if summary is None:
-        _say("the job was submitted; the runner goes on with it")
+        _say(f"the runner has the job; once it is done, distilbeam inspect {settings['output']} shows the output")
         return 0
     from .display import show_summary
 

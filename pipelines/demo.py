@@ -26,7 +26,7 @@ def settings(output: str) -> dict[str, Any]:
         "text": ["text"],
         "id": "id",
         "output": output,
-        "if_exists": "overwrite" if own else "error",
+        **({"if_exists": "overwrite"} if own else {}),
     }
 
 

@@ -38,14 +38,18 @@ def recover(error: BaseException) -> errors.DistilbeamError | None:
 
 def explain(error: BaseException) -> str:
     """What is said of an error that is not ours: its class alone, since its message may quote a document."""
-    names = _CLASS.findall(str(error)) if isinstance(error, RuntimeError) else []
+    names = _CLASS.findall(str(error)) if _quotes_a_traceback(error) else []
     return str(names[-1]) if names else type(error).__name__
 
 
 def frames(error: BaseException) -> list[str]:
     """Where an error came from, outermost first, as ``file:line``."""
-    told = [f"{name}:{line}" for name, line in _FRAME.findall(str(error))] if isinstance(error, RuntimeError) else []
+    told = [f"{name}:{line}" for name, line in _FRAME.findall(str(error))] if _quotes_a_traceback(error) else []
     return [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)] + told
+
+
+def _quotes_a_traceback(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) or type(error).__module__.startswith("apache_beam.")
 
 
 def _sentence(message: str) -> str:

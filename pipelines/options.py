@@ -319,7 +319,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="what to do with an output that is there; resume skips finished splits (default error)",
     )
     group.add_argument(
-        "--max-rejects", default="1%", metavar="N", help="rows that may be set aside, a count or a share (default 1%%)"
+        "--max-rejects",
+        default="1%",
+        metavar="N",
+        help="rows that may be set aside, a count, a share or none for no limit (default 1%%)",
     )
     group.add_argument("--rejects-include-text", action="store_true", help="write the text of rejected rows too")
     group.add_argument("--output-format", choices=("parquet", "jsonl"), default="parquet", help="default parquet")

@@ -16,7 +16,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
 from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.encoder import check_spec
-from distilbeam.transforms.errors import SettingsError
+from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
 from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize
 from distilbeam.transforms.manifest import load_manifest
@@ -28,6 +28,7 @@ from .progress import Planned, Progress
 
 __all__ = ["Summary", "classify", "embed", "featurize", "run", "tokenize"]
 
+_FAILED = ("FAILED", "CANCELLED")
 _LOCAL = (None, "DirectRunner", "FnApiRunner", "direct")
 
 
@@ -133,7 +134,8 @@ def run(
         progress: ``none``, ``log``, ``bar`` or ``auto``.
 
     Returns:
-        What the job has done; None if it was handed to a runner without waiting for its end.
+        What the job has done; None if a runner elsewhere goes on with it, or has written where this machine cannot
+        look.
 
     Raises:
         DistilbeamError: a setting, an input, the model or the output is wrong, or too many rows were rejected.
@@ -156,7 +158,7 @@ def run(
         types=types,
         separator=separator,
         nulls=nulls,
-        include_reject_text=rejects_include_text,
+        rejects_include_text=rejects_include_text,
         skip=Planned(skip) if local else skip,
         **sizes,
     )
@@ -168,13 +170,21 @@ def run(
             result = pipeline.run()
             if not local and options.view_as(StandardOptions).no_wait_until_finish:
                 return None
-            result.wait_until_finish()
+            state = result.wait_until_finish()
         except Exception as error:
             ours = recover(error)
             if ours is None:
                 raise
             raise ours from error
-    return _summary(output, time.monotonic() - start, local)
+    if state in _FAILED:
+        raise DistilbeamError(f"the job has ended in the state {state}; the runner's log tells why")
+    try:
+        return _summary(output, time.monotonic() - start, local)
+    except DistilbeamError:
+        if local:
+            raise
+        # The workers can reach places that this machine cannot.
+        return None
 
 
 def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Summary | None:

@@ -208,10 +208,46 @@ def test_runners_are_chosen_by_their_option(model: str, corpus: str, tmp_path: P
     ]
 
 
+def test_a_runner_elsewhere_gets_its_options_and_its_failure_is_told(
+    model: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apache_beam.runners.portability.portable_runner import PortableRunner
+
+    class Result:
+        state = "DONE"
+
+        def wait_until_finish(self) -> str:
+            if self.state == "BROKEN":
+                raise RuntimeError("Pipeline failed in state FAILED: PRIVATE text")
+            return self.state
+
+    given = []
+
+    def run_pipeline(self: PortableRunner, pipeline: object, options: object) -> Result:
+        given.append(options.get_all_options(retain_unknown_options=True))
+        return Result()
+
+    monkeypatch.setattr(PortableRunner, "run_pipeline", run_pipeline)
+    out = tmp_path / "out"
+    elsewhere = ["--runner=PortableRunner", "--job_endpoint", "localhost:1", "--", "--checkpointing_interval=5000"]
+    command = job("tokenize", model, corpus, out, *elsewhere)
+    assert main(command) == 0
+    assert given[0]["job_endpoint"] == "localhost:1"
+    assert given[0]["checkpointing_interval"] == "5000"
+    told = f"distilbeam: the runner has the job; once it is done, distilbeam inspect {out} shows the output\n"
+    assert capsys.readouterr().err == told
+    for state, message in (("CANCELLED", "CANCELLED"), ("BROKEN", "RuntimeError")):
+        monkeypatch.setattr(Result, "state", state)
+        assert main(command) == 1
+        assert message in sentence(capsys)
+    # No output can be seen from here, and waiting was not wanted: the same is said.
+    assert main([*command[:-2], "--no_wait_until_finish"]) == 0
+
+
 def test_the_console_script_is_quiet_when_asked(model: str, corpus: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = subprocess.run(
-        [SCRIPT, *job("embed", model, corpus, out, "--quiet")], capture_output=True, text=True, timeout=110
+        [SCRIPT, *job("tokenize", model, corpus, out, "--quiet")], capture_output=True, text=True, timeout=110
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert len(pd.read_parquet(out)) == 300

@@ -26,12 +26,12 @@ from distilbeam.transforms.inference import Featurize
 FEATURES = ("embedding", "label", "score", "scores")
 
 
-def write(model: str, corpus: str, output: Path, prefix: str = "", **settings: str) -> Path:
+def write(model: str, corpus: str, output: Path, prefix: str = "", url: str = "", **settings: str) -> Path:
     """An output of many small shards."""
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         documents = pipeline | ReadDocuments(corpus, "review", id="id", split_bytes=4000)
         features = documents | Featurize(model, FEATURES, prefix=prefix, embedding_dtype="float16")
-        _ = features | WriteFeatures(str(output), **settings)
+        _ = features | WriteFeatures(url or str(output), **settings)
     return output
 
 
@@ -116,6 +116,14 @@ def test_json_lines_give_the_same_numbers(model: str, corpus: str, output: Path,
     assert np.isclose(lines.vectors.mean_norm, columnar.vectors.mean_norm)
     assert lines.vectors.dtype == "float16"
     assert lines.sample[0]["review"] == columnar.sample[0]["review"]
+
+
+def test_an_output_on_another_store_gives_the_same(model: str, corpus: str, output: Path) -> None:
+    write(model, corpus, Path("unused"), prefix="x_", url="memory://inspected/out")
+    here, there = inspect(str(output)).to_dict(), inspect("memory://inspected/out").to_dict()
+    assert there.pop("output") == "memory://inspected/out"
+    assert here.pop("output") == str(output)
+    assert here == there
 
 
 def test_texts_cannot_command_the_terminal(model: str, tmp_path: Path) -> None:
