@@ -55,7 +55,7 @@ class ReadDocuments(beam.PTransform):
         batch_rows: rows in a batch, at most.
         batch_bytes: bytes in a batch, at most, unless a single row has more.
         max_line_bytes: a longer line is a reject.
-        include_reject_text: whether a reject holds the text of the line.
+        rejects_include_text: whether a reject holds the text of the line.
         skip: given the plan, the ids of splits that need no reading.
 
     Raises:
@@ -74,7 +74,7 @@ class ReadDocuments(beam.PTransform):
     batch_rows: int = field(default=4096, kw_only=True)
     batch_bytes: int = field(default=16 << 20, kw_only=True)
     max_line_bytes: int = field(default=64 << 20, kw_only=True)
-    include_reject_text: bool = field(default=False, kw_only=True)
+    rejects_include_text: bool = field(default=False, kw_only=True)
     skip: Skip | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class ReadDocuments(beam.PTransform):
             batch_rows=self.batch_rows,
             batch_bytes=self.batch_bytes,
             max_line_bytes=self.max_line_bytes,
-            include_reject_text=self.include_reject_text,
+            rejects_include_text=self.rejects_include_text,
         )
 
     def expand(self, begin: Any) -> Any:
@@ -240,7 +240,7 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
                 lines = max(lines, int(block.numbers[-1]) + offset)
                 documents = _documents(part, block, names)
                 seen += len(documents)
-                batches, rows, rejects = parse(documents, parser, diagnose, include_text=settings.include_reject_text)
+                batches, rows, rejects = parse(documents, parser, diagnose, include_text=settings.rejects_include_text)
             batch = pa.concat_batches(batches) if batches else _empty(pa.schema([]))
             yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines)
 
@@ -298,7 +298,7 @@ def _select(
         value = None if ids is None else ids[index].as_py()
         name = None if value is None else str(value)[:200]
         length = None if data is None else len(data)
-        text = None if data is None or not settings.include_reject_text else readable(data)
+        text = None if data is None or not settings.rejects_include_text else readable(data)
         rejects.append(Reject(stage, error, reason, chunk.rows[index].as_py(), name, length, text))
 
     for name in settings.text:
@@ -362,6 +362,7 @@ def _provenance(split: Split, part: Part, settings: ReadSettings) -> Provenance:
         separator=settings.separator,
         id=settings.id,
         transient=settings.transient,
+        rejects_include_text=settings.rejects_include_text,
     )
 
 

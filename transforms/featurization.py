@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import InputError, SettingsError
-from .provenance import ROW, Provenance, Reject
+from .provenance import REJECT_CHARACTERS, ROW, Provenance, Reject
 
 if TYPE_CHECKING:
     from .encoder import Encoder
@@ -162,8 +162,8 @@ def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder) -> pa.
     if provenance is not None:
         if outputs.failed:
             rejects = [
-                _reject(batch, int(present[row]), stage, error, reason, texts, provenance.id)
-                for row, (stage, error, reason) in sorted(outputs.failed.items())
+                _reject(batch, int(present[row]), failure, texts, provenance)
+                for row, failure in sorted(outputs.failed.items())
             ]
             keep = np.ones(batch.num_rows, dtype=np.bool_)
             keep[present[list(outputs.failed)]] = False
@@ -185,17 +185,20 @@ def text_source(spec: FeatureSpec, provenance: Provenance | None) -> tuple[tuple
 
 
 def _reject(
-    batch: pa.RecordBatch, row: int, stage: str, error: str, reason: str, texts: pa.Array, id_column: str | None
+    batch: pa.RecordBatch, row: int, failure: tuple[str, str, str], texts: pa.Array, provenance: Provenance
 ) -> Reject:
-    position = batch.column(ROW)[row].as_py() if ROW in batch.schema.names else None
-    named = batch.column(id_column)[row].as_py() if id_column in batch.schema.names else None
+    names = batch.schema.names
+    stage, error, reason = failure
+    position = batch.column(ROW)[row].as_py() if ROW in names else None
+    identity = batch.column(provenance.id)[row].as_py() if provenance.id in names else None
     return Reject(
         stage=stage,
         error=error,
         reason=reason,
         row=position,
-        id=None if named is None else str(named),
+        id=None if identity is None else str(identity),
         length=pc.binary_length(texts[row]).as_py(),
+        text=texts[row].as_py()[:REJECT_CHARACTERS] if provenance.rejects_include_text else None,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.typehints.row_type import RowTypeConstraint
+from typing_extensions import Unpack
 
 from . import rows as schema_rows
 from .distilbert.checkpoint import Checkpoint
@@ -20,6 +21,26 @@ from .featurization import FeatureSpec
 from .provenance import Provenance
 
 __all__ = ["Classify", "Embed", "Featurize", "Tokenize"]
+
+
+class _Common(TypedDict, total=False):
+    """Settings of every transform; ``Featurize`` explains them."""
+
+    text: str | Sequence[str] | None
+    separator: str | None
+    max_length: int | None
+    prefix: str
+    device: str
+    dtype: str
+    threads: int | None
+    token_budget: int | None
+
+
+class _Vectors(_Common, total=False):
+    pooling: str | None
+    normalize: bool | None
+    dimensions: int | None
+    embedding_dtype: str
 
 
 class Featurize(beam.PTransform):
@@ -114,21 +135,21 @@ class Featurize(beam.PTransform):
 class Embed(Featurize):
     """Append ``embedding``, fixed_size_list<float>[dimensions]; the arguments are those of ``Featurize``."""
 
-    def __init__(self, model: str | Path, **settings: Any) -> None:
+    def __init__(self, model: str | Path, **settings: Unpack[_Vectors]) -> None:
         super().__init__(model, ("embedding",), **settings)
 
 
 class Classify(Featurize):
     """Append ``label`` and ``score``, with ``scores=True`` all scores too; the arguments are those of ``Featurize``."""
 
-    def __init__(self, model: str | Path, *, scores: bool = False, **settings: Any) -> None:
+    def __init__(self, model: str | Path, *, scores: bool = False, **settings: Unpack[_Common]) -> None:
         super().__init__(model, ("label", "score", "scores") if scores else ("label", "score"), **settings)
 
 
 class Tokenize(Featurize):
     """Append ``input_ids``, list<int32>; the arguments are those of ``Featurize``. The model itself is not loaded."""
 
-    def __init__(self, model: str | Path, **settings: Any) -> None:
+    def __init__(self, model: str | Path, **settings: Unpack[_Common]) -> None:
         super().__init__(model, ("input_ids",), **settings)
 
 

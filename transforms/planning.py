@@ -50,7 +50,7 @@ class ReadSettings:
     batch_rows: int = 4096
     batch_bytes: int = 16 << 20
     max_line_bytes: int = 64 << 20
-    include_reject_text: bool = False
+    rejects_include_text: bool = False
 
     def __post_init__(self) -> None:
         paths = [self.path] if isinstance(self.path, str) or hasattr(self.path, "__fspath__") else list(self.path)
@@ -95,7 +95,7 @@ class ReadSettings:
     def digest(self) -> str:
         """Equal for settings that make equal batches of equal parts, so that a resumed job mixes no others in."""
         names = ("text", "keep", "nulls", "id", "separator", "batch_rows", "batch_bytes", "max_line_bytes")
-        values = [getattr(self, name) for name in (*names, "include_reject_text")]
+        values = [getattr(self, name) for name in (*names, "rejects_include_text")]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["ROW", "Provenance", "Reject"]
+__all__ = ["REJECT_CHARACTERS", "ROW", "Provenance", "Reject"]
 
 ROW = "_row"
 """Name of the int64 column with each row's position in its source; never written to the output."""
+
+REJECT_CHARACTERS = 10_000
+"""Characters of a text that a reject holds at most."""
 
 _KEY = b"distilbeam"
 
@@ -66,6 +69,7 @@ class Provenance:
         id: the id column, if any.
         transient: columns that are read for the model and not written.
         rejects: rows of the split set aside since the previous batch.
+        rejects_include_text: whether rejects are to hold the text, as only the user may ask.
         model: identity of the checkpoint and settings of the features, once a model has seen the batch.
     """
 
@@ -86,6 +90,7 @@ class Provenance:
     id: str | None = None
     transient: tuple[str, ...] = ()
     rejects: tuple[Reject, ...] = ()
+    rejects_include_text: bool = False
     model: dict[str, Any] | None = None
 
     @classmethod

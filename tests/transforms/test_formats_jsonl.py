@@ -98,7 +98,7 @@ def test_text_of_bad_lines_is_kept_only_where_asked(tmp_path: Path, read: Any) -
     assert "secret" not in repr(quiet.rejects)
     assert [reject.text for reject in quiet.rejects] == [None] * 3
     assert quiet.rejects[1].id == "7"
-    loud = read(path, include_reject_text=True, types={"id": "int64"}).rejects
+    loud = read(path, rejects_include_text=True, types={"id": "int64"}).rejects
     assert loud[0].text == '{"text": "secret \\xff"}'
     assert len(loud[2].text) == 10_000
 

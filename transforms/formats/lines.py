@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..filesystems import is_local, open_input, resolve
-from ..provenance import Reject
+from ..provenance import REJECT_CHARACTERS, Reject
 
 __all__ = [
     "BLOCK_BYTES",
@@ -27,7 +27,6 @@ __all__ = [
 
 BLOCK_BYTES = 4 << 20
 _BOM = b"\xef\xbb\xbf"
-_TEXT_CHARACTERS = 10_000
 
 Positions = npt.NDArray[np.int64]
 
@@ -201,8 +200,8 @@ def _without_long_lines(block: Block, limit: int) -> Iterator[Block | BadLine]:
 
 
 def readable(data: bytes) -> str:
-    """Bytes as text for a person to look at, at most 10,000 characters."""
-    return data[: 4 * _TEXT_CHARACTERS].decode(errors="backslashreplace")[:_TEXT_CHARACTERS]
+    """Bytes as text for a person to look at, at most ``REJECT_CHARACTERS``."""
+    return data[: 4 * REJECT_CHARACTERS].decode(errors="backslashreplace")[:REJECT_CHARACTERS]
 
 
 def find_invalid_utf8(column: pa.Array) -> list[int]:
