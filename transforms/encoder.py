@@ -143,6 +143,7 @@ class Encoder:
     def tokenize(self, texts: Sequence[str], *, max_length: int | None = None) -> Tokens:
         """Token ids with special tokens, truncated to ``max_length`` (the checkpoint's own by default)."""
         spec = FeatureSpec(("input_ids",), max_length=max_length)
+        _check_list(texts)
         return tokenize(texts, self._tokenizer, self._max_length(spec))
 
     def embed(
@@ -220,8 +221,7 @@ class Encoder:
         return Outputs(rows=rows[good], columns=selected, failed=failed)
 
     def _all(self, texts: Sequence[str], spec: FeatureSpec) -> list[pa.Array]:
-        if isinstance(texts, str):
-            raise SettingsError("texts is one string; give a list of strings")
+        _check_list(texts)
         outputs = self.outputs(texts, spec)
         for row, (stage, error, reason) in sorted(outputs.failed.items()):
             raise DistilbeamError(f"text {row} cannot be processed ({stage}, {error}): {reason}")
@@ -229,6 +229,11 @@ class Encoder:
 
     def _max_length(self, spec: FeatureSpec) -> int:
         return spec.max_length or self.checkpoint.max_length
+
+
+def _check_list(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise SettingsError("texts is one string; give a list of strings")
 
 
 def check_spec(checkpoint: Checkpoint, spec: FeatureSpec) -> None:

@@ -121,10 +121,12 @@ def document_texts(batch: pa.RecordBatch, columns: Sequence[str], separator: str
         parts.append(part.cast(pa.string()) if not pa.types.is_string(part.type) else part)
     if len(parts) == 1:
         return parts[0]
-    joined = pc.binary_join_element_wise(*parts, separator, null_handling="skip")
     empty = parts[0].is_null()
     for part in parts[1:]:
         empty = pc.and_(empty, part.is_null())
+    # Arrow's join leaves a row out where all its values are null.
+    parts[0] = pc.if_else(empty, "", parts[0])
+    joined = pc.binary_join_element_wise(*parts, separator, null_handling="skip")
     return pc.if_else(empty, pa.scalar(None, pa.string()), joined)
 
 

@@ -1,0 +1,215 @@
+"""The features without Beam: what the README promises, against Hugging Face and sentence-transformers."""
+
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distilbeam.transforms import Encoder, Prediction
+from distilbeam.transforms.encoder import EngineSettings
+from distilbeam.transforms.errors import DistilbeamError, SettingsError
+from distilbeam.transforms.featurization import FeatureSpec
+from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints
+
+TEXTS = ["the cat sat", "", "good film!", "the " * 100, "naïve café 中国", "bad"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Encoder, "_shared", {})
+
+
+def load(model: str, **settings: Any) -> Encoder:
+    return Encoder.load(model, **{"device": "cpu", "dtype": "float32", "threads": 1} | settings)
+
+
+def test_vectors_are_those_of_sentence_transformers(checkpoints: Checkpoints) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(checkpoints.sentence, device="cpu").encode(TEXTS)
+    ours = load(checkpoints.sentence).embed(TEXTS)
+    assert (ours.dtype, ours.shape) == (np.float32, (len(TEXTS), DIM))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max", "mean"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_folders_pooling_is_honoured_and_may_be_overruled(
+    checkpoints: Checkpoints, pooling: str, normalize: bool
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = checkpoints.sentence_folder(f"pooled-{pooling}-{normalize}", pooling, normalize=normalize)
+    theirs = SentenceTransformer(folder, device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(load(folder).embed(TEXTS), theirs, atol=1e-5)
+    other = load(checkpoints.bare).embed(TEXTS, pooling=pooling, normalize=normalize)
+    np.testing.assert_allclose(other, theirs, atol=1e-5)
+    cut = SentenceTransformer(folder, device="cpu", truncate_dim=8).encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(load(folder).embed(TEXTS, dimensions=8, normalize=True), cut, atol=1e-5)
+
+
+def test_classes_are_those_of_hugging_face(checkpoints: Checkpoints) -> None:
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=checkpoints.classifier, device="cpu")
+    ours = load(checkpoints.classifier).classify(TEXTS)
+    theirs = classify(TEXTS, truncation=True, max_length=64)
+    assert all(isinstance(prediction, Prediction) for prediction in ours)
+    assert [prediction.label for prediction in ours] == [row["label"] for row in theirs]
+    assert [p.score for p in ours] == pytest.approx([row["score"] for row in theirs], abs=1e-5)
+    assert len({prediction.label for prediction in ours}) == 2
+
+
+def test_classes_that_do_not_exclude_each_other(checkpoints: Checkpoints) -> None:
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=checkpoints.multi_label, device="cpu", top_k=None)
+    outputs = load(checkpoints.multi_label).outputs(TEXTS, FeatureSpec(("label", "score", "scores")))
+    labels, score, scores, *_ = (column.to_pylist() for column in outputs.columns)
+    theirs = [{row["label"]: row["score"] for row in rows} for rows in classify(TEXTS, truncation=True, max_length=64)]
+    for row, expected in enumerate(theirs):
+        assert scores[row] == pytest.approx(expected, abs=1e-5)
+        assert labels[row] == max(expected, key=lambda label: expected[label])
+        assert score[row] == pytest.approx(max(expected.values()), abs=1e-5)
+    assert any(abs(sum(row.values()) - 1) > 0.1 for row in scores)
+
+
+def test_token_ids(checkpoints: Checkpoints) -> None:
+    tokens = load(checkpoints.bare).tokenize(["the cat", "the " * 9], max_length=6)
+    words = [UNCASED_VOCABULARY[token] for token in tokens.ids]
+    assert words == ["[CLS]", "the", "cat", "[SEP]", "[CLS]", "the", "the", "the", "the", "[SEP]"]
+    assert tokens.truncated.tolist() == [False, True]
+    assert load(checkpoints.sentence).tokenize(["the " * 99]).lengths.tolist() == [32]
+
+
+def test_no_texts(checkpoints: Checkpoints) -> None:
+    encoder = load(checkpoints.classifier)
+    assert encoder.embed([]).shape == (0, DIM)
+    assert encoder.classify([]) == []
+    assert len(encoder.tokenize([])) == 0
+
+
+def test_one_string_is_not_a_list(checkpoints: Checkpoints) -> None:
+    encoder = load(checkpoints.classifier)
+    for method in (encoder.embed, encoder.classify, encoder.tokenize):
+        with pytest.raises(SettingsError, match="texts is one string; give a list of strings"):
+            method("the cat")
+
+
+def test_a_text_that_cannot_be_processed_is_named_by_its_position(checkpoints: Checkpoints) -> None:
+    with pytest.raises(DistilbeamError, match=r"text 1 cannot be processed \(tokenize, \w+\)") as caught:
+        load(checkpoints.bare).embed(["the", "private \ud800"])
+    assert "private" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "message"),
+    [
+        ("bare", FeatureSpec(("label",)), "has no classification head"),
+        ("masked_lm", FeatureSpec(("scores",)), "has no classification head"),
+        ("bare", FeatureSpec(("embedding",), max_length=65), "max_length is 65; .* reads at most 64 tokens"),
+        ("bare", FeatureSpec(("embedding",), dimensions=DIM + 1), f"dimensions is {DIM + 1}; .* has {DIM}"),
+    ],
+)
+def test_what_a_checkpoint_cannot_give_is_refused(
+    checkpoints: Checkpoints, name: str, spec: FeatureSpec, message: str
+) -> None:
+    encoder = load(getattr(checkpoints, name))
+    with pytest.raises(SettingsError, match=message):
+        encoder.check(spec)
+    with pytest.raises(SettingsError, match=message):
+        encoder.outputs(["the"], spec)
+
+
+def test_tokenizing_knows_no_limit_of_positions(checkpoints: Checkpoints) -> None:
+    assert load(checkpoints.bare).tokenize(["the " * 500], max_length=400).lengths.tolist() == [400]
+
+
+def test_a_folder_whose_embedding_is_unknown_needs_a_pooling(checkpoints: Checkpoints, tmp_path: Any) -> None:
+    import json
+    import shutil
+
+    folder = shutil.copytree(checkpoints.sentence, tmp_path / "model")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[2]["type"] = "sentence_transformers.models.Dense"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    encoder = load(str(folder))
+    with pytest.raises(SettingsError, match=r"its modules are Transformer > Pooling > Dense;.*; set pooling"):
+        encoder.embed(["the"])
+    assert encoder.embed(["the"], pooling="mean").shape == (1, DIM)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "gpu"}, "device is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:x"}, "device is 'cuda:x'"),
+        ({"device": "cuda:"}, "device is 'cuda:'"),
+        ({"device": "cpu:0"}, "device is 'cpu:0'"),
+        ({"dtype": "bf16"}, "dtype is 'bf16'; it must be one of auto, float32, bfloat16, float16"),
+        ({"threads": 0}, "threads is 0; it must be at least 1"),
+        ({"token_budget": -1}, "token_budget is -1; it must be at least 1"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        EngineSettings(**settings)
+
+
+def test_cuda_is_not_replaced_by_the_cpu(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="device 'cuda' is not here: this worker has 0 CUDA devices"):
+        load(checkpoints.bare, device="cuda").embed(["the"])
+
+
+def test_one_encoder_is_shared_by_equal_settings(checkpoints: Checkpoints) -> None:
+    one = Encoder.shared(checkpoints.bare, EngineSettings(threads=1))
+    assert Encoder.shared(checkpoints.bare, EngineSettings(threads=1)) is one
+    assert Encoder.shared(checkpoints.bare, EngineSettings(threads=2)) is not one
+    assert Encoder.shared(checkpoints.half, EngineSettings(threads=1)) is not one
+
+
+def test_threads_share_one_model(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distilbeam.transforms.distilbert import engine
+
+    loads: list[str] = []
+
+    class Counting(engine.Engine):
+        def __init__(self, checkpoint: Any, *arguments: Any) -> None:
+            loads.append(checkpoint.name)
+            super().__init__(checkpoint, *arguments)
+
+    monkeypatch.setattr(engine, "Engine", Counting)
+    settings = EngineSettings("cpu", "float32", 1)
+    found: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(Encoder.shared(checkpoints.bare, settings).embed(TEXTS)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loads == [checkpoints.bare]
+    assert len(found) == 4
+    for vectors in found:
+        np.testing.assert_array_equal(vectors, found[0])
+
+
+def test_nothing_of_torch_is_imported_before_the_model_runs(checkpoints: Checkpoints) -> None:
+    code = (
+        "import sys\n"
+        "from distilbeam.transforms import Encoder\n"
+        "encoder = Encoder.load(sys.argv[1], threads=1)\n"
+        "encoder.tokenize(['the cat'])\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules, 'apache_beam' in sys.modules)\n"
+        "encoder.embed(['the cat'])\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, checkpoints.bare], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["False False False", "True False"]
