@@ -116,6 +116,8 @@ class Featurize(beam.PTransform):
         fields = RowTypeConstraint.from_user_type(documents.element_type) or documents.element_type
         if isinstance(fields, RowTypeConstraint):
             return self._expand_rows(documents, fields)
+        if isinstance(fields, type) and fields is not Any and not issubclass(pa.RecordBatch, fields):
+            raise SettingsError(_wrong_element(fields))
         return documents | beam.ParDo(_FeaturizeBatch(self.model, self.engine, self.spec)).with_output_types(
             pa.RecordBatch
         )
@@ -153,6 +155,13 @@ class Tokenize(Featurize):
         super().__init__(model, ("input_ids",), **settings)
 
 
+def _wrong_element(kind: type) -> str:
+    return (
+        f"an element is a {kind.__name__}; features are computed for pyarrow record batches, as ReadDocuments gives "
+        "them, or for a PCollection with a Beam schema (beam.Row, NamedTuple, dataclass)"
+    )
+
+
 class _Worker(beam.DoFn):
     """Holds the encoder that all stages of the process share."""
 
@@ -166,9 +175,9 @@ class _Worker(beam.DoFn):
         self._truncated = Metrics.counter("distilbeam", "truncated")
         self._rejected = Metrics.counter("distilbeam", "rejected_by_model")
 
-    @property
+    # No property, since Beam looks at every attribute when a pipeline is built, and would load the model there and send
+    # it. Not in setup(): a job whose splits are all finished needs no model.
     def encoder(self) -> Encoder:
-        # Not in setup(): a job whose splits are all finished needs no model.
         if self._encoder is None:
             self._encoder = Encoder.shared(self._model, self._engine)
         return self._encoder
@@ -183,15 +192,12 @@ class _Worker(beam.DoFn):
 class _FeaturizeBatch(_Worker):
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         if not isinstance(batch, pa.RecordBatch):
-            raise SettingsError(
-                f"an element is a {type(batch).__name__}; features are computed for pyarrow record batches, as "
-                "ReadDocuments gives them, or for a PCollection with a Beam schema (beam.Row, NamedTuple, dataclass)"
-            )
+            raise SettingsError(_wrong_element(type(batch)))
         provenance = Provenance.of(batch)
         if provenance is not None and provenance.finished:
             yield batch
             return
-        result = self.encoder.featurize(batch, self._spec)
+        result = self.encoder().featurize(batch, self._spec)
         self._count(result)
         self._rejected.inc(batch.num_rows - result.num_rows)
         yield result
@@ -204,6 +210,6 @@ class _FeaturizeRows(_Worker):
 
     def process(self, elements: Sequence[Any]) -> Iterator[beam.Row]:
         batch = schema_rows.text_batch(elements, self._columns)
-        result = self.encoder.featurize(batch, self._spec)
+        result = self.encoder().featurize(batch, self._spec)
         self._count(result)
         yield from schema_rows.extend(elements, result.select(self._spec.columns))

@@ -1,0 +1,86 @@
+"""Rows with a Beam schema: their text as a batch, and the rows again with new fields."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.typehints.row_type import RowTypeConstraint
+
+from distilbeam.transforms.errors import InputError, SettingsError
+from distilbeam.transforms.featurization import FEATURES, FeatureSpec
+from distilbeam.transforms.rows import check_fields, extend, output_type, text_batch
+
+
+class Review(NamedTuple):
+    id: int
+    review: str | None
+
+
+@dataclass
+class Post:
+    id: int
+    review: str | None
+
+
+ROWS = [beam.Row, Review, Post]
+FIELDS = RowTypeConstraint.from_fields([("id", int), ("review", str)])
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_texts_of_rows(row: Any) -> None:
+    batch = text_batch([row(id=1, review="a"), row(id=2, review=None), row(id=3, review="中")], ["review"])
+    assert batch.to_pydict() == {"review": ["a", None, "中"]}
+    assert batch.schema.field("review").type == pa.string()
+    assert text_batch([], ["review"]).num_rows == 0
+
+
+@pytest.mark.parametrize("text", [3, b"\xff", ["private words"], "private \ud800 words", 2.5])
+def test_a_field_that_is_not_text_is_named_without_its_content(text: Any) -> None:
+    with pytest.raises(InputError, match="a text field of the rows is not text") as caught:
+        text_batch([beam.Row(review="fine"), beam.Row(review=text)], ["review"])
+    assert "private" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_keep_their_fields_and_get_the_features_of_their_position(row: Any) -> None:
+    features = pa.record_batch({"label": ["A", None], "score": pa.array([0.5, None], pa.float32())})
+    rows = list(extend([row(id=1, review="a"), row(id=2, review=None)], features))
+    assert rows == [
+        beam.Row(id=1, review="a", label="A", score=0.5),
+        beam.Row(id=2, review=None, label=None, score=None),
+    ]
+
+
+def test_fields_are_checked() -> None:
+    check_fields(FIELDS, ["review"], ["label"])
+    with pytest.raises(SettingsError, match="no text field 'text'; their fields are id, review"):
+        check_fields(FIELDS, ["text"], ["label"])
+    with pytest.raises(SettingsError, match="have a field 'id' already; set prefix"):
+        check_fields(FIELDS, ["review"], ["id"])
+
+
+def test_the_schema_of_the_output() -> None:
+    fields = dict(output_type(FIELDS, FeatureSpec(FEATURES, prefix="m_"))._fields)
+    assert list(fields) == ["id", "review", *("m_" + name for name in (*FEATURES, "token_count", "truncated"))]
+    schema = output_type(FIELDS, FeatureSpec(FEATURES))
+    coder = beam.coders.RowCoder.from_type_hint(schema, None)
+    row = beam.Row(
+        id=1,
+        review="a",
+        embedding=[0.5, 1.5],
+        label="A",
+        score=0.25,
+        scores={"A": 0.25, "B": 0.75},
+        input_ids=[2, 3],
+        token_count=2,
+        truncated=False,
+    )
+    decoded = coder.decode(coder.encode(row))
+    assert (list(decoded.embedding), decoded.scores, list(decoded.input_ids)) == ([0.5, 1.5], row.scores, [2, 3])
+    empty = beam.Row(**(dict.fromkeys(row.as_dict()) | {"id": 1, "review": "a"}))
+    assert coder.decode(coder.encode(empty)).embedding is None
+    assert np.float32(0.25) == decoded.score
