@@ -356,6 +356,7 @@ def _provenance(split: Split, part: Part, settings: ReadSettings) -> Provenance:
         split=split.id,
         ordinal=split.ordinal,
         splits=split.splits,
+        reading=split.reading,
         unit=unit,
         relative=unit == "line" and part.start > 0,
         text=cast(tuple[str, ...], settings.text),

@@ -56,6 +56,8 @@ class Provenance:
         split: id of the split, equal for equal input and reading settings.
         ordinal: position of the split in the plan, from 0.
         splits: number of splits in the plan.
+        reading: digest of the settings the split is read with (``Split.reading``), so that an output made with other
+            ones can be told.
         part: position of the part (a range of one file) inside the split.
         sequence: position of the batch inside the split, from 0.
         last: whether this is the split's last batch. Every split has one, with zero rows if need be.
@@ -77,6 +79,7 @@ class Provenance:
     split: str
     ordinal: int = 0
     splits: int = 1
+    reading: str = ""
     part: int = 0
     sequence: int = 0
     last: bool = False

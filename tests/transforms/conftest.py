@@ -51,6 +51,7 @@ def _read(path: str | Path | list[str], **settings: Any) -> Reading:
         assert [note.sequence for note in notes] == list(range(len(batches)))
         assert [note.last for note in notes] == [False] * (len(batches) - 1) + [True]
         assert {note.split for note in notes} == {split.id}
+        assert {note.reading for note in notes} == {wanted.digest}
         for number, part in enumerate(split.parts):
             own = [(batch, note) for batch, note in zip(batches, notes, strict=True) if note.part == number]
             assert own, "each part tells its totals in a batch"
