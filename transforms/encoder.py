@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import pyarrow as pa
 from distilbeam import __version__
 
 from . import featurization
+from .checks import whole_number
 from .distilbert.checkpoint import Checkpoint
 from .distilbert.tokenizer import WordPieceTokenizer
 from .errors import DistilbeamError, SettingsError
@@ -72,9 +73,8 @@ class EngineSettings:
         if self.dtype not in _DTYPES:
             raise SettingsError(f"dtype is {self.dtype!r}; it must be one of {', '.join(_DTYPES)}")
         for setting in ("threads", "token_budget"):
-            value = getattr(self, setting)
-            if value is not None and value < 1:
-                raise SettingsError(f"{setting} is {value}; it must be at least 1")
+            if getattr(self, setting) is not None:
+                whole_number(setting, getattr(self, setting), 1, 1 << 30)
 
 
 class Encoder:
@@ -84,7 +84,7 @@ class Encoder:
     needed; calls from several threads take turns.
     """
 
-    _shared: dict[tuple[str, EngineSettings], Encoder] = {}  # noqa: RUF012
+    _shared: ClassVar[dict[tuple[str, EngineSettings], Encoder]] = {}
     _shared_lock = threading.Lock()
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
@@ -140,15 +140,14 @@ class Encoder:
                 self._engine = Engine(self.checkpoint, compute, settings.token_budget)
             return self._engine
 
-    def tokenize(self, texts: Sequence[str], *, max_length: int | None = None) -> Tokens:
+    def tokenize(self, texts: Iterable[str], *, max_length: int | None = None) -> Tokens:
         """Token ids with special tokens, truncated to ``max_length`` (the checkpoint's own by default)."""
         spec = FeatureSpec(("input_ids",), max_length=max_length)
-        _check_list(texts)
-        return tokenize(texts, self._tokenizer, self._max_length(spec))
+        return tokenize(_listed(texts), self._tokenizer, self._max_length(spec))
 
     def embed(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         pooling: str | None = None,
         normalize: bool | None = None,
@@ -160,9 +159,9 @@ class Encoder:
             ("embedding",), pooling=pooling, normalize=normalize, dimensions=dimensions, max_length=max_length
         )
         (column, *_) = self._all(texts, spec)
-        return np.asarray(column.flatten().to_numpy()).reshape(len(texts), column.type.list_size)
+        return np.asarray(column.flatten().to_numpy()).reshape(len(column), column.type.list_size)
 
-    def classify(self, texts: Sequence[str], *, max_length: int | None = None) -> list[Prediction]:
+    def classify(self, texts: Iterable[str], *, max_length: int | None = None) -> list[Prediction]:
         """The most probable class of each text."""
         labels, scores, *_ = self._all(texts, FeatureSpec(("label", "score"), max_length=max_length))
         return [Prediction(*pair) for pair in zip(labels.to_pylist(), scores.to_pylist(), strict=True)]
@@ -184,15 +183,11 @@ class Encoder:
             "version": __version__,
         }
 
-    def check(self, spec: FeatureSpec) -> None:
-        """Raise if the checkpoint cannot give the features of ``spec``."""
-        check_spec(self.checkpoint, spec)
-
     def outputs(self, texts: Sequence[str], spec: FeatureSpec) -> Outputs:
         """Compute the columns of ``spec`` for texts, of which some may fail."""
-        self.check(spec)
+        check_spec(self.checkpoint, spec)
         tokens, rows, broken = tokenize_each(texts, self._tokenizer, self._max_length(spec))
-        LIVE.add(read_tokens=len(tokens.ids), read_bytes=sum(len(text.encode(errors="replace")) for text in texts))
+        LIVE.add(read_tokens=len(tokens.ids))
         failed = {row: ("tokenize", error, "the tokenizer failed on this text") for row, error in broken.items()}
         columns: dict[str, pa.Array] = {
             "input_ids": pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.ids)),
@@ -215,14 +210,13 @@ class Encoder:
                 columns |= _class_columns(result.scores, self.checkpoint.labels)
         else:
             LIVE.add(rows=len(tokens), tokens=len(tokens.ids))
-        selected = [columns[name] for name in (*spec.features, "token_count", "truncated")]
+        selected = [columns[name] for name in spec.names]
         if failed:
             selected = [column.filter(pa.array(good)) for column in selected]
         return Outputs(rows=rows[good], columns=selected, failed=failed)
 
-    def _all(self, texts: Sequence[str], spec: FeatureSpec) -> list[pa.Array]:
-        _check_list(texts)
-        outputs = self.outputs(texts, spec)
+    def _all(self, texts: Iterable[str], spec: FeatureSpec) -> list[pa.Array]:
+        outputs = self.outputs(_listed(texts), spec)
         for row, (stage, error, reason) in sorted(outputs.failed.items()):
             raise DistilbeamError(f"text {row} cannot be processed ({stage}, {error}): {reason}")
         return outputs.columns
@@ -231,9 +225,15 @@ class Encoder:
         return spec.max_length or self.checkpoint.max_length
 
 
-def _check_list(texts: Sequence[str]) -> None:
+def _listed(texts: Iterable[str]) -> list[str]:
+    """Texts by position: a pandas Series, for one, would be looked up by label."""
     if isinstance(texts, str):
         raise SettingsError("texts is one string; give a list of strings")
+    listed = list(texts)
+    for position, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise SettingsError(f"text {position} is a {type(text).__name__}; give strings only")
+    return listed
 
 
 def check_spec(checkpoint: Checkpoint, spec: FeatureSpec) -> None:

@@ -11,8 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .checks import whole_number
 from .errors import InputError, SettingsError
-from .provenance import REJECT_CHARACTERS, ROW, Provenance, Reject
+from .metrics import LIVE
+from .provenance import REJECT_CHARACTERS, REJECT_ID_CHARACTERS, ROW, Provenance, Reject
 
 if TYPE_CHECKING:
     from .encoder import Encoder
@@ -65,12 +67,11 @@ class FeatureSpec:
         if self.pooling is not None:
             _allow("pooling", self.pooling, _POOLING)
         _allow("embedding_dtype", self.embedding_dtype, _VECTOR_DTYPES)
-        if self.dimensions is not None and self.dimensions < 1:
-            raise SettingsError(f"dimensions is {self.dimensions}; it must be at least 1")
-        if self.max_length is not None and self.max_length < 3:
-            raise SettingsError(
-                f"max_length is {self.max_length}; it must be at least 3: two special tokens and one of the text"
-            )
+        if self.dimensions is not None:
+            whole_number("dimensions", self.dimensions, 1, 1 << 20)
+        if self.max_length is not None:
+            # Two special tokens and one of the text at least.
+            whole_number("max_length", self.max_length, 3, 1 << 30)
         if self.text is not None and not self.text:
             raise SettingsError("text names no column; name at least one, or leave it out")
 
@@ -85,14 +86,19 @@ class FeatureSpec:
         return any(name in self.features for name in ("label", "score", "scores"))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The features with those that always come along, without prefix."""
+        return (*self.features, "token_count", "truncated")
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns that are added, in their order."""
-        return tuple(self.prefix + name for name in (*self.features, "token_count", "truncated"))
+        return tuple(self.prefix + name for name in self.names)
 
     def settings(self, model: str, dtype: str) -> dict[str, Any]:
         """What determines the output of a model, as JSON; ``dtype`` as the user set it."""
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {"model": model, "dtype": dtype, **fields}
+        return {"model": model, "dtype": dtype if self.needs_encoder else None, **fields}
 
 
 def _allow(setting: str, value: str, allowed: Sequence[str]) -> None:
@@ -156,6 +162,7 @@ def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder) -> pa.
     text_columns, separator = text_source(spec, provenance)
     texts = document_texts(batch, text_columns, separator)
     present = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
+    LIVE.add(read_bytes=pc.sum(pc.binary_length(texts), min_count=0).as_py())
     outputs = encoder.outputs(texts.drop_null().to_pylist(), spec)
 
     # source[i]: which output row belongs to row i of the batch; -1 for none.
@@ -171,7 +178,7 @@ def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder) -> pa.
             keep[present[list(outputs.failed)]] = False
             batch, source = batch.filter(pa.array(keep)), source[keep]
             provenance = provenance.reject(*rejects)
-        batch = replace(provenance, model=encoder.identity(spec)).attach(batch)
+        batch = replace(provenance, models=(*provenance.models, encoder.identity(spec))).attach(batch)
     whole = np.array_equal(source, np.arange(len(outputs.rows)))
     index = None if whole else pa.array(source, mask=source < 0)
     for name, column in zip(spec.columns, outputs.columns, strict=True):
@@ -198,7 +205,7 @@ def _reject(
         error=error,
         reason=reason,
         row=position,
-        id=None if identity is None else str(identity),
+        id=None if identity is None else str(identity)[:REJECT_ID_CHARACTERS],
         length=pc.binary_length(texts[row]).as_py(),
         text=texts[row].as_py()[:REJECT_CHARACTERS] if provenance.rejects_include_text else None,
     )

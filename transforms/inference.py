@@ -23,20 +23,23 @@ from .provenance import Provenance
 __all__ = ["Classify", "Embed", "Featurize", "Tokenize"]
 
 
-class _Common(TypedDict, total=False):
+class _Text(TypedDict, total=False):
     """Settings of every transform; ``Featurize`` explains them."""
 
     text: str | Sequence[str] | None
     separator: str | None
     max_length: int | None
     prefix: str
+
+
+class _Model(_Text, total=False):
     device: str
     dtype: str
     threads: int | None
     token_budget: int | None
 
 
-class _Vectors(_Common, total=False):
+class _Vectors(_Model, total=False):
     pooling: str | None
     normalize: bool | None
     dimensions: int | None
@@ -125,10 +128,11 @@ class Featurize(beam.PTransform):
     def _expand_rows(self, documents: beam.PCollection, fields: RowTypeConstraint) -> beam.PCollection:
         columns = self.spec.text or ("text",)
         schema_rows.check_fields(fields, columns, self.spec.columns)
+        names = tuple(name for name, _ in fields._fields)
         return (
             documents
             | beam.BatchElements(min_batch_size=256, max_batch_size=4096)
-            | beam.ParDo(_FeaturizeRows(self.model, self.engine, self.spec, columns)).with_output_types(
+            | beam.ParDo(_FeaturizeRows(self.model, self.engine, self.spec, columns, names)).with_output_types(
                 schema_rows.output_type(fields, self.spec)
             )
         )
@@ -144,14 +148,14 @@ class Embed(Featurize):
 class Classify(Featurize):
     """Append ``label`` and ``score``, with ``scores=True`` all scores too; the arguments are those of ``Featurize``."""
 
-    def __init__(self, model: str | Path, *, scores: bool = False, **settings: Unpack[_Common]) -> None:
+    def __init__(self, model: str | Path, *, scores: bool = False, **settings: Unpack[_Model]) -> None:
         super().__init__(model, ("label", "score", "scores") if scores else ("label", "score"), **settings)
 
 
 class Tokenize(Featurize):
-    """Append ``input_ids``, list<int32>; the arguments are those of ``Featurize``. The model itself is not loaded."""
+    """Append ``input_ids``, list<int32>, without loading the model; the arguments are those of ``Featurize``."""
 
-    def __init__(self, model: str | Path, **settings: Unpack[_Common]) -> None:
+    def __init__(self, model: str | Path, **settings: Unpack[_Text]) -> None:
         super().__init__(model, ("input_ids",), **settings)
 
 
@@ -204,12 +208,18 @@ class _FeaturizeBatch(_Worker):
 
 
 class _FeaturizeRows(_Worker):
-    def __init__(self, model: str, engine: EngineSettings, spec: FeatureSpec, columns: tuple[str, ...]) -> None:
+    def __init__(
+        self, model: str, engine: EngineSettings, spec: FeatureSpec, columns: tuple[str, ...], names: tuple[str, ...]
+    ) -> None:
         super().__init__(model, engine, spec)
         self._columns = columns
+        self._names = names
 
     def process(self, elements: Sequence[Any]) -> Iterator[beam.Row]:
         batch = schema_rows.text_batch(elements, self._columns)
         result = self.encoder().featurize(batch, self._spec)
         self._count(result)
-        yield from schema_rows.extend(elements, result.select(self._spec.columns))
+        # A row that could not be processed stays, with null features; it is counted all the same.
+        missing = result.column(self._spec.prefix + "token_count").null_count
+        self._rejected.inc(missing - schema_rows.without_text(elements, self._columns))
+        yield from schema_rows.extend(elements, self._names, result.select(self._spec.columns))

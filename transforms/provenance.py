@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["REJECT_CHARACTERS", "ROW", "Provenance", "Reject"]
+__all__ = ["REJECT_CHARACTERS", "REJECT_ID_CHARACTERS", "ROW", "Provenance", "Reject"]
 
 ROW = "_row"
 """Name of the int64 column with each row's position in its source; never written to the output."""
@@ -21,7 +21,10 @@ ROW = "_row"
 REJECT_CHARACTERS = 10_000
 """Characters of a text that a reject holds at most."""
 
-_KEY = b"distilbeam"
+REJECT_ID_CHARACTERS = 200
+"""Characters of an id that a reject holds at most; an id may be a text."""
+
+_KEY = b"distilbeam.provenance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Provenance:
         transient: columns that are read for the model and not written.
         rejects: rows of the split set aside since the previous batch.
         rejects_include_text: whether rejects are to hold the text, as only the user may ask.
-        model: identity of the checkpoint and settings of the features, once a model has seen the batch.
+        models: identity of the checkpoint and settings of the features, for each stage with a model, in order.
     """
 
     source: str
@@ -94,7 +97,7 @@ class Provenance:
     transient: tuple[str, ...] = ()
     rejects: tuple[Reject, ...] = ()
     rejects_include_text: bool = False
-    model: dict[str, Any] | None = None
+    models: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> Provenance | None:
@@ -103,7 +106,7 @@ class Provenance:
         if encoded is None:
             return None
         fields = json.loads(encoded)
-        for name in ("text", "transient"):
+        for name in ("text", "transient", "models"):
             fields[name] = tuple(fields[name])
         fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
         return cls(**fields)

@@ -44,30 +44,45 @@ def check_fields(fields: RowTypeConstraint, text: Sequence[str], added: Sequence
 
 def output_type(fields: RowTypeConstraint, spec: FeatureSpec) -> RowTypeConstraint:
     """The schema of the rows with the features' fields."""
-    names = (*spec.features, "token_count", "truncated")
-    return RowTypeConstraint.from_fields([*fields._fields, *((spec.prefix + name, _TYPES[name]) for name in names)])
+    added = [(column, _TYPES[name]) for column, name in zip(spec.columns, spec.names, strict=True)]
+    return RowTypeConstraint.from_fields([*fields._fields, *added])
 
 
 def text_batch(elements: Sequence[Any], columns: Sequence[str]) -> pa.RecordBatch:
-    """The text fields of rows as a record batch."""
-    try:
-        return pa.record_batch(
-            {name: pa.array([getattr(row, name) for row in elements], pa.string()) for name in columns}
-        )
-    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError) as error:
-        # The original message may quote a text.
-        raise InputError(f"a text field of the rows is not text ({type(error).__name__})") from None
+    """The text fields of rows as a record batch; a text that UTF-8 cannot hold is null.
+
+    Raises:
+        InputError: a value is not a string.
+    """
+    return pa.record_batch({name: _strings([getattr(row, name) for row in elements], name) for name in columns})
 
 
-def extend(elements: Sequence[Any], features: pa.RecordBatch) -> Iterator[beam.Row]:
-    """Each row with the features of its position."""
+def without_text(elements: Sequence[Any], columns: Sequence[str]) -> int:
+    """Number of rows whose text fields are all null."""
+    return sum(all(getattr(row, name) is None for name in columns) for row in elements)
+
+
+def extend(elements: Sequence[Any], names: Sequence[str], features: pa.RecordBatch) -> Iterator[beam.Row]:
+    """Each row, with the fields ``names``, and the features of its position."""
     columns = {name: features.column(name).to_pylist() for name in features.schema.names}
     for position, row in enumerate(elements):
-        fields = {name: getattr(row, name) for name in _names(row)}
+        fields = {name: getattr(row, name) for name in names}
         yield beam.Row(**fields, **{name: column[position] for name, column in columns.items()})
 
 
-def _names(row: Any) -> Sequence[str]:
-    if isinstance(row, beam.Row):
-        return list(row.as_dict())
-    return [name for name, _ in RowTypeConstraint.from_user_type(type(row))._fields]
+def _strings(values: list[Any], name: str) -> pa.Array:
+    for value in values:
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"the text field {name!r} of a row is a {type(value).__name__}; it must be a string")
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeError:
+        return pa.array([value if value is not None and _is_utf8(value) else None for value in values], pa.string())
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True

@@ -6,11 +6,12 @@ import threading
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
 from distilbeam.transforms import Encoder, Prediction
-from distilbeam.transforms.encoder import EngineSettings
+from distilbeam.transforms.encoder import EngineSettings, check_spec
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.featurization import FeatureSpec
 from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints
@@ -121,7 +122,7 @@ def test_what_a_checkpoint_cannot_give_is_refused(
 ) -> None:
     encoder = load(getattr(checkpoints, name))
     with pytest.raises(SettingsError, match=message):
-        encoder.check(spec)
+        check_spec(encoder.checkpoint, spec)
     with pytest.raises(SettingsError, match=message):
         encoder.outputs(["the"], spec)
 
@@ -152,8 +153,8 @@ def test_a_folder_whose_embedding_is_unknown_needs_a_pooling(checkpoints: Checkp
         ({"device": "cuda:"}, "device is 'cuda:'"),
         ({"device": "cpu:0"}, "device is 'cpu:0'"),
         ({"dtype": "bf16"}, "dtype is 'bf16'; it must be one of auto, float32, bfloat16, float16"),
-        ({"threads": 0}, "threads is 0; it must be at least 1"),
-        ({"token_budget": -1}, "token_budget is -1; it must be at least 1"),
+        ({"threads": 0}, "threads must be a whole number from 1 to \\d+, not 0"),
+        ({"token_budget": -1}, "token_budget must be a whole number from 1 to \\d+, not -1"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
@@ -213,3 +214,13 @@ def test_nothing_of_torch_is_imported_before_the_model_runs(checkpoints: Checkpo
     )
     done = subprocess.run([sys.executable, "-c", code, checkpoints.bare], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["False False False", "True False"]
+
+
+def test_texts_are_taken_by_position(checkpoints: Checkpoints) -> None:
+    encoder = load(checkpoints.bare)
+    texts = ["the cat", "a film", "the the the"]
+    series = pandas.Series(texts, index=[2, 1, 0])
+    np.testing.assert_array_equal(encoder.embed(series), encoder.embed(texts))
+    np.testing.assert_array_equal(encoder.tokenize(series).ids, encoder.tokenize(texts).ids)
+    with pytest.raises(SettingsError, match="text 1 is a NoneType; give strings only"):
+        encoder.embed(["fine", None])  # type: ignore[list-item]

@@ -26,6 +26,8 @@ __all__ = ["Compute", "Engine", "Result", "choose_compute"]
 
 _log = logging.getLogger(__name__)
 
+# Before any engine has set another number.
+_DEFAULT_THREADS = torch.get_num_threads()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -78,7 +80,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | Non
             dtype = "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
     if dtype == "float16" and device == "cpu":
         raise SettingsError("dtype 'float16' needs a CUDA device; use 'bfloat16' or 'float32' on the CPU")
-    return Compute(device=device, dtype=dtype, threads=threads or torch.get_num_threads())
+    return Compute(device=device, dtype=dtype, threads=threads or _DEFAULT_THREADS)
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -103,13 +105,15 @@ class Engine:
         self._weights = Weights(checkpoint, self._device, dtype, widen)
         self._encoder = PackedEncoder(self._weights, checkpoint.config)
         self._head: ClassificationHead | None = None
+        self._passes = 0
         self._lock = threading.Lock()
         _log.info("%s runs on %s in %s with %d threads", checkpoint.id, compute.device, compute.dtype, compute.threads)
 
     def run(self, tokens: Tokens, pooling: Sequence[str] = (), classify: bool = False) -> Result:
         """Run the encoder once over all rows.
 
-        A micro-batch that fails, out of memory for one, is halved until the rows that fail stand alone.
+        A micro-batch that fails, out of memory for one, is halved until the rows that fail stand alone. Where all of
+        them fail, and so does the smallest possible row, the fault is not the rows', and the error is raised.
 
         Args:
             tokens: rows of at most ``max_position_embeddings`` tokens.
@@ -128,7 +132,10 @@ class Engine:
                 # Before the loop, where a failure would count against the rows.
                 self._classifier()
             for batch in micro_batches(tokens.lengths, self._token_budget):
+                passes = self._passes
                 self._run_or_halve(tokens, batch, result)
+                if self._passes == passes:
+                    self._probe(tokens, int(batch[0]))
         return result
 
     def _run_or_halve(self, tokens: Tokens, batch: npt.NDArray[np.int64], result: Result) -> None:
@@ -148,6 +155,12 @@ class Engine:
         for half in np.array_split(batch, 2):
             self._run_or_halve(tokens, half, result)
 
+    def _probe(self, tokens: Tokens, row: int) -> None:
+        """Run the special tokens of a row alone, which fails only where the device or the model is broken."""
+        start, stop = tokens.offsets[row], tokens.offsets[row + 1]
+        ids = tokens.ids[[start, stop - 1]]
+        self._encoder(Packed.build(ids, np.array([len(ids)]), self._device)).cpu()
+
     def _run_batch(self, tokens: Tokens, batch: npt.NDArray[np.int64], result: Result) -> None:
         lengths = tokens.lengths[batch]
         starts = tokens.offsets[batch]
@@ -165,6 +178,7 @@ class Engine:
             scores = self._classifier()(hidden, packed).cpu().numpy()
             finite &= np.isfinite(scores).all(axis=1)
             result.scores[batch] = scores
+        self._passes += 1
         LIVE.add(rows=len(batch), tokens=len(ids), slots=len(packed.ids))
         for row in batch[~finite]:
             result.failed[int(row)] = ("NonFiniteError", "the model's output is not finite")

@@ -34,7 +34,7 @@ _FILES = (
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A checkpoint on this machine: its folder, the name the user gave it, and its commit if it has one."""
+    """A checkpoint on this machine: its folder, its name without a revision, and its commit if it has one."""
 
     folder: Path
     id: str
