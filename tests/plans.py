@@ -62,6 +62,8 @@ class Plan:
     dtype: str = "float32"
     settings: dict[str, Any] = field(default_factory=_settings)
     weights: str = "abc"
+    reading: str = "r"
+    compute: str = "float32"
     splits: list[Split] = field(init=False)
     batches: list[list[pa.RecordBatch]] = field(init=False)
     table: pa.Table = field(init=False)
@@ -81,6 +83,7 @@ class Plan:
                 splits=len(groups),
                 schema=b"",
                 size=1,
+                reading=self.reading,
             )
             for ordinal, group in enumerate(groups)
         ]
@@ -103,14 +106,16 @@ class Plan:
             "weights_sha256": self.weights,
             "tokenizer_sha256": "def",
             "settings": self.settings,
-            "compute": {"device": "cpu", "dtype": "float32", "threads": 1},
+            "compute": {"device": "cpu", "dtype": self.compute, "threads": 1},
             "version": "0",
         }
 
     def finished(self, ordinal: int) -> pa.RecordBatch:
         """What is read of a split that needs no work."""
         split = self.splits[ordinal]
-        provenance = Provenance("", split.id, ordinal=ordinal, splits=split.splits, last=True, finished=True)
+        provenance = Provenance(
+            "", split.id, ordinal=ordinal, splits=split.splits, last=True, finished=True, reading=self.reading
+        )
         return provenance.attach(pa.RecordBatch.from_pylist([], schema=_USER))
 
     def write(self, output: str | Path, ordinal: int, shards: ShardSettings | None = None) -> SplitRecord:
@@ -136,7 +141,8 @@ class Plan:
             text=("text",),
             id="id",
             transient=("secret",),
-            model=self.model,
+            models=(self.model,),
+            reading=self.reading,
         )
         for position, (source, start, stop) in enumerate(group):
             state = replace(state, source=source, part=position, seen=0, lines=0, relative=start > 1)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -19,12 +20,24 @@ import pyarrow.parquet as pq
 
 from . import filesystems
 from .errors import OutputError, OutputExistsError, RejectLimitError
-from .manifest import INTENT, STAGING, FileRecord, Manifest, SplitRecord, final_record, identity, save_manifest
+from .manifest import (
+    INTENT,
+    STAGING,
+    FileRecord,
+    Manifest,
+    SplitRecord,
+    final_record,
+    identity,
+    save_manifest,
+    settings_of,
+)
 from .rejects import REJECTS_SCHEMA, RejectLimit
 from .shards import parquet_bytes
 from .staging import OutputState, concurrently
 
 __all__ = ["PART", "check_records", "commit", "first_lines"]
+
+_log = logging.getLogger(__name__)
 
 PART = "_part"
 """Column of staged rejects with the position of the part inside the split; not in the output."""
@@ -63,6 +76,7 @@ def commit(
         state.refuse_existing(if_exists, targets)
     if if_exists == "resume":
         _refuse_other_model(state, manifest)
+    _warn_of_mixed_precision(manifest)
     return _publish(state, records, manifest)
 
 
@@ -70,7 +84,8 @@ def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
     """The records in the order of the plan, if they are one complete plan.
 
     Raises:
-        OutputError: a split is missing or doubled, lost rows, or differs in schema, model or writer from the others.
+        OutputError: a split is missing or doubled, lost rows, or differs from the others in schema, models, or settings
+            of the writer or the input.
     """
     if not records:
         raise OutputError("no batch reached WriteFeatures, so there is nothing to commit; the input may be empty")
@@ -106,14 +121,16 @@ def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
     for first, record in _differing(written, lambda record: record.schema):
         columns = sorted({name for name, _ in set(first.schema) ^ set(record.schema)}) or ["their order"]
         raise OutputError(f"splits {first.ordinal} and {record.ordinal} have different columns: {_some(columns)}")
-    modelled = [record for record in records if record.rows or record.model is not None]
-    for first, record in _differing(modelled, lambda record: identity(record.model)):
+    modelled = [record for record in records if record.rows or record.models]
+    for first, record in _differing(modelled, lambda record: identity(record.models)):
         raise OutputError(
             f"splits {first.ordinal} and {record.ordinal} were made by different models or settings; set if_exists to "
             "'overwrite' to start anew"
         )
     for first, record in _differing(records, lambda record: record.writer):
         raise OutputError(f"splits {first.ordinal} and {record.ordinal} were written with different settings")
+    for first, record in _differing(records, lambda record: record.reading):
+        raise OutputError(f"splits {first.ordinal} and {record.ordinal} were read with different settings")
     return records
 
 
@@ -139,14 +156,28 @@ def _check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLim
 
 
 def _refuse_other_model(state: OutputState, manifest: Manifest) -> None:
-    model = identity(manifest.model)
-    state.refuse_other(model and model["settings"], manifest.writer)
-    before = identity(state.manifest.model) if state.manifest else None
-    if before and model and before["settings"] == model["settings"] and before != model:
+    settings = settings_of(manifest.models)
+    state.refuse_other(settings=settings, writer=manifest.writer, reading=manifest.reading)
+    before = state.manifest.models if state.manifest else ()
+    if settings_of(before) == settings and identity(before) != identity(manifest.models):
         raise OutputExistsError(
             f"{state.output!r} holds an output of another model: its weights or tokenizer differ; set if_exists to "
             "'overwrite' to replace it"
         )
+
+
+def _warn_of_mixed_precision(manifest: Manifest) -> None:
+    """``auto`` lets each machine choose; what is written should say so where they chose differently."""
+    for stage in range(len(manifest.models)):
+        computes = [compute for compute in manifest.computes if compute["stage"] == stage]
+        if len({compute.get("dtype") for compute in computes}) > 1:
+            _log.warning(
+                "the rows of this output were not all computed alike: %s; set dtype and run again with if_exists "
+                "'overwrite' to have all in one precision",
+                ", ".join(
+                    f"{each.get('dtype')} on {each.get('device')} ({each['splits']} splits)" for each in computes
+                ),
+            )
 
 
 def _publish(state: OutputState, records: Sequence[SplitRecord], manifest: Manifest) -> Manifest:
@@ -182,11 +213,11 @@ def _publish(state: OutputState, records: Sequence[SplitRecord], manifest: Manif
 
 
 def _note_intent(state: OutputState, manifest: Manifest) -> None:
-    model = identity(manifest.model)
     intent = {
         "files": sorted(state.owned | manifest.files),
-        "settings": model and model["settings"],
+        "settings": settings_of(manifest.models),
         "writer": manifest.writer,
+        "reading": manifest.reading,
     }
     if intent != state.intent:
         filesystems.write_bytes(filesystems.join(state.output, INTENT), json.dumps(intent).encode())
@@ -237,7 +268,7 @@ def _alike(one: Manifest, other: Manifest) -> bool:
 
     def essence(manifest: Manifest) -> list[object]:
         return [
-            (record.split, record.ordinal, record.rows, record.rejects, record.shards, identity(record.model))
+            (record.split, record.ordinal, record.rejects, record.shards, identity(record.models))
             for record in manifest.records
         ]
 
@@ -252,8 +283,9 @@ def _sha256(output: str, path: str) -> str:
     return digest.hexdigest()
 
 
-def _differing(records: Sequence[SplitRecord], key: object) -> Iterator[tuple[SplitRecord, SplitRecord]]:
-    assert callable(key)
+def _differing(
+    records: Sequence[SplitRecord], key: Callable[[SplitRecord], object]
+) -> Iterator[tuple[SplitRecord, SplitRecord]]:
     for record in records[1:]:
         if key(record) != key(records[0]):
             yield records[0], record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from .manifest import (
     SplitRecord,
     Statistics,
     describe_schema,
-    fingerprint,
+    feature_columns,
     identity,
 )
 from .provenance import ROW, Provenance
@@ -47,11 +47,18 @@ class WriteFeatures(beam.PTransform):
     ``OUT/*.parquet`` holds the rows, ``OUT/_rejects/*.parquet`` the rows set aside, ``OUT/_distilbeam/manifest.json``,
     written last, names all files. Nothing is visible before every split of the input was written.
 
+    The dict has the keys ``output`` and ``manifest`` (paths or URLs), ``format``; ``rows``, ``rejects``, ``splits``,
+    ``shards``, ``bytes`` (counts); ``tokens``, ``truncated``, ``labels`` (sums over the rows, None without such a
+    feature; of several models, the first that gives it); ``models`` (checkpoint and settings of each, in order) and
+    ``computes`` (each device and dtype met, with its number of splits).
+
     Args:
         path: path or URL of the output folder.
         format: ``parquet`` or ``jsonl``.
         if_exists: what to do where the folder holds an output: ``error``, ``overwrite``, or ``resume`` to keep the
             splits that a cut-off run has finished; for that, give ``finished(...)`` to ``ReadDocuments(skip=...)``.
+            Settings must be those of that run; the files may have changed since: what is as it was is kept, what is
+            new is done, and what is gone leaves the output.
         max_rejects: rows that may be set aside: a count, a percentage of the rows read, or None for any number.
         max_shard_bytes: largest file.
         compression: ``auto`` (zstd for Parquet, none for JSON Lines), ``zstd``, ``gzip``, ``none``, and for Parquet
@@ -80,11 +87,11 @@ class WriteFeatures(beam.PTransform):
         self._shards = ShardSettings(self.format, self.compression, self.max_shard_bytes)
         self._output = _absolute(self.path)
 
-    def finished(self, settings: Mapping[str, Any] | None) -> FinishedSplits | None:
+    def finished(self, *settings: Mapping[str, Any]) -> FinishedSplits | None:
         """What ``ReadDocuments(skip=...)`` asks for splits that need no work; None unless resuming.
 
         Args:
-            settings: settings of the features.
+            settings: ``settings`` of each transform with a model, in order.
         """
         return FinishedSplits(self._output, settings, self._shards) if self.if_exists == "resume" else None
 
@@ -118,10 +125,9 @@ class SplitWriter:
         self._rejects_path = f"{self._stem}-rejects.parquet"
         self._schema: pa.Schema | None = None
         self._shards: ShardWriter | None = None
-        self._model: dict[str, Any] | None = None
+        self._models: tuple[dict[str, Any], ...] = ()
         self._sequence = 0
         self._parts: list[PartRecord] = []
-        self._rows = 0
         self._statistics = Statistics()
         self._rejects: list[pa.Table] = []
 
@@ -143,11 +149,10 @@ class SplitWriter:
         self._check(batch.schema, provenance)
         if batch.num_rows:
             if self._shards is None:
-                schema = model_metadata(self._model, Provenance.strip(batch.schema))
+                schema = model_metadata(self._models, Provenance.strip(batch.schema))
                 self._shards = ShardWriter(self._output, self._stem, schema, self._settings)
             self._shards.write(batch)
-            self._rows += batch.num_rows
-            self._statistics += _statistics(batch, self._model)
+            self._statistics += _statistics(batch, self._models)
         if provenance.rejects:
             table = rejects_table(provenance)
             part = pa.array([len(self._parts) - 1] * table.num_rows, pa.int32())
@@ -160,22 +165,18 @@ class SplitWriter:
             provenance: that of the last batch.
         """
         shards = self._shards.close() if self._shards else ()
-        rejects = self._write_rejects()
-        writer = self._settings.as_dict()
         record = SplitRecord(
             split=self._split,
             ordinal=provenance.ordinal,
             splits=provenance.splits,
             parts=tuple(self._parts),
-            rows=self._rows,
-            rejects=rejects.rows if rejects else 0,
+            reading=provenance.reading,
             shards=shards,
-            rejects_file=rejects,
+            rejects_file=self._write_rejects(),
             statistics=self._statistics,
             schema=describe_schema(self._schema) if self._schema else (),
-            model=self._model,
-            writer=writer,
-            fingerprint=fingerprint(self._split, self._model, writer),
+            models=self._models,
+            writer=self._settings.as_dict(),
         )
         stage_record(self._output, record)
         return record
@@ -210,9 +211,9 @@ class SplitWriter:
                 f"split {provenance.ordinal}, batch {provenance.sequence}: the columns are not those of the batches "
                 f"before ({', '.join(names[:5])}); every batch must have the same columns and types"
             )
-        if self._model is None:
-            self._model = provenance.model
-        elif provenance.model is not None and identity(provenance.model) != identity(self._model):
+        if not self._models:
+            self._models = provenance.models
+        elif identity(provenance.models) != identity(self._models):
             raise OutputError(
                 f"split {provenance.ordinal}, batch {provenance.sequence}: made by another model or settings than the "
                 "batches before"
@@ -316,10 +317,7 @@ class _Commit(beam.DoFn):
 
 
 def _provenance(batch: pa.RecordBatch) -> Provenance:
-    try:
-        provenance = Provenance.of(batch)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        provenance = None  # such as the metadata of one of our own output files
+    provenance = Provenance.of(batch)
     if provenance is None:
         raise OutputError(
             "a batch without provenance reached WriteFeatures; read the input with ReadDocuments, and keep the schema "
@@ -328,20 +326,12 @@ def _provenance(batch: pa.RecordBatch) -> Provenance:
     return provenance
 
 
-def _statistics(batch: pa.RecordBatch, model: Mapping[str, Any] | None) -> Statistics:
-    """Sums over the columns that the model added."""
-    if model is None:
-        return Statistics()
-    settings = model.get("settings") or {}
-    prefix = settings.get("prefix") or ""
-
-    def column(name: str) -> pa.Array | None:
-        index = batch.schema.get_field_index(prefix + name)
-        return batch.column(index) if index >= 0 else None
-
-    tokens, truncated = column("token_count"), column("truncated")
-    # Without a label among the features, a column of that name is the user's.
-    labels = column("label") if "label" in (settings.get("features") or ()) else None
+def _statistics(batch: pa.RecordBatch, models: Sequence[Mapping[str, Any]]) -> Statistics:
+    """Sums over the columns that the models added."""
+    names = feature_columns(models, batch.schema.names)
+    tokens, truncated, labels = (
+        batch.column(names[feature]) if feature in names else None for feature in ("token_count", "truncated", "label")
+    )
     return Statistics(
         tokens=None if tokens is None else pc.sum(tokens, min_count=0).as_py(),
         truncated=None if truncated is None else pc.sum(truncated, min_count=0).as_py(),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -34,6 +34,7 @@ __all__ = [
     "Statistics",
     "canonical",
     "describe_schema",
+    "feature_columns",
     "final_record",
     "find_manifest",
     "fingerprint",
@@ -41,6 +42,7 @@ __all__ = [
     "load_manifest",
     "read_json",
     "save_manifest",
+    "settings_of",
 ]
 
 MANIFEST = "_distilbeam/manifest.json"
@@ -48,6 +50,7 @@ INTENT = "_distilbeam/intent.json"
 STAGING = "_distilbeam/staging"
 REJECTS = "_rejects"
 VERSION = 1
+_SHARED = ("models", "reading", "schema", "writer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +104,41 @@ class SplitRecord:
         ordinal: position of the split in the plan, from 0.
         splits: number of splits in the plan.
         parts: what was read, in order.
-        rows: rows written.
-        rejects: rows set aside.
+        reading: digest of the settings of the input, as ``Provenance.reading``.
         shards: the files with the rows, in order; none if there are no rows.
         rejects_file: the file with the rejects, if there are any.
         statistics: sums over the rows.
         schema: (name, type) of the columns written.
-        model: identity of checkpoint and settings, as ``Provenance.model``.
+        models: identity of checkpoint and settings of each stage, as ``Provenance.models``.
         writer: settings of the writer that shape the files.
-        fingerprint: 8 hexadecimal digits of split, model and writer; part of the file names.
     """
 
     split: str
     ordinal: int
     splits: int
     parts: tuple[PartRecord, ...]
-    rows: int
-    rejects: int
+    reading: str
     shards: tuple[FileRecord, ...]
     rejects_file: FileRecord | None
     statistics: Statistics
     schema: tuple[tuple[str, str], ...]
-    model: dict[str, Any] | None
+    models: tuple[dict[str, Any], ...]
     writer: dict[str, Any]
-    fingerprint: str
+
+    @property
+    def rows(self) -> int:
+        """Rows written."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def rejects(self) -> int:
+        """Rows set aside."""
+        return self.rejects_file.rows if self.rejects_file else 0
+
+    @property
+    def fingerprint(self) -> str:
+        """8 hexadecimal digits of split, models and writer; part of the file names."""
+        return fingerprint(self.split, self.models, self.writer)
 
     @property
     def files(self) -> tuple[FileRecord, ...]:
@@ -154,6 +168,7 @@ class SplitRecord:
         fields["rejects_file"] = rejects_file and FileRecord(**rejects_file)
         fields["statistics"] = Statistics(**fields["statistics"])
         fields["schema"] = tuple((name, kind) for name, kind in fields["schema"])
+        fields["models"] = tuple(fields["models"])
         return cls(**fields)
 
 
@@ -194,9 +209,28 @@ class Manifest:
         return max(self.records, key=lambda record: record.rows > 0).schema
 
     @property
-    def model(self) -> dict[str, Any] | None:
-        """Identity of checkpoint and settings; ``compute`` is that of the first split."""
-        return next((record.model for record in self.records if record.model is not None), None)
+    def models(self) -> tuple[dict[str, Any], ...]:
+        """Identity of checkpoint and settings of each stage; their ``compute`` is that of the first split."""
+        return next((record.models for record in self.records if record.models), ())
+
+    @property
+    def computes(self) -> list[dict[str, Any]]:
+        """Each ``compute`` (device, dtype, threads) that was met, by ``stage`` from 0, with its number of ``splits``.
+
+        There is more than one of a stage where machines differ.
+        """
+        counts: Counter[tuple[int, str]] = Counter(
+            (stage, json.dumps(model["compute"]))
+            for record in self.records
+            for stage, model in enumerate(record.models)
+            if model.get("compute")
+        )
+        return [{"stage": stage, **json.loads(text), "splits": count} for (stage, text), count in counts.items()]
+
+    @property
+    def reading(self) -> str:
+        """Digest of the settings of the input."""
+        return self.records[0].reading
 
     @property
     def writer(self) -> dict[str, Any]:
@@ -215,12 +249,13 @@ class Manifest:
             "shards": len(self.shards),
             "bytes": sum(shard.bytes for shard in self.shards),
             **asdict(self.statistics),
-            "model": self.model,
+            "models": list(self.models),
+            "computes": self.computes,
         }
 
     def to_json(self) -> bytes:
         """The manifest as JSON; equal for equal outputs. What all splits share is written once."""
-        shared: dict[str, Any] = {"model": self.model, "schema": self.schema, "writer": self.writer}
+        shared: dict[str, Any] = {name: getattr(self, name) for name in _SHARED}
         splits = [
             {key: value for key, value in record.as_dict().items() if key not in shared or value != shared[key]}
             for record in self.records
@@ -230,6 +265,7 @@ class Manifest:
             "rows": self.rows,
             "rejects": self.rejects,
             "statistics": asdict(self.statistics),
+            "computes": self.computes,
             **shared,
             "splits": splits,
         }
@@ -245,7 +281,7 @@ class Manifest:
         document = json.loads(data)
         if document["version"] != VERSION:
             raise ValueError(f"version {document['version']!r}")
-        shared = {key: document[key] for key in ("model", "schema", "writer")}
+        shared = {name: document[name] for name in _SHARED}
         return cls(tuple(SplitRecord.from_dict({**shared, **split}) for split in document["splits"]))
 
 
@@ -284,17 +320,41 @@ def canonical(value: Any) -> Any:
     return json.loads(json.dumps(value, sort_keys=True))
 
 
-def identity(model: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What must agree among all rows of an output: weights, tokenizer and settings; not the device used."""
-    if model is None:
-        return None
-    return canonical({key: model.get(key) for key in ("weights_sha256", "tokenizer_sha256", "settings")})
+def identity(models: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What must agree among all rows of an output: weights, tokenizer and settings of each stage; not the device."""
+    keys = ("weights_sha256", "tokenizer_sha256", "settings")
+    return [canonical({key: model.get(key) for key in keys}) for model in models]
 
 
-def fingerprint(split: str, model: Mapping[str, Any] | None, writer: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits, equal for equal split, model identity and writer settings."""
-    text = json.dumps([split, identity(model), writer], sort_keys=True)
+def settings_of(models: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The settings of each stage, as they come back from JSON."""
+    return [canonical(model.get("settings")) for model in models]
+
+
+def fingerprint(split: str, models: Iterable[Mapping[str, Any]], writer: Mapping[str, Any]) -> str:
+    """8 hexadecimal digits, equal for equal split, models and writer settings."""
+    text = json.dumps([split, identity(models), writer], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def feature_columns(models: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, str]:
+    """Names of the columns that hold features, by feature; of several stages, the first that gives a feature.
+
+    A column that no stage has added is the user's, whatever its name.
+
+    Args:
+        models: identity of each stage.
+        names: names of all columns.
+    """
+    known = set(names)
+    columns: dict[str, str] = {}
+    for model in models:
+        settings = model.get("settings") or {}
+        for feature in (*(settings.get("features") or ()), "token_count", "truncated"):
+            column = (settings.get("prefix") or "") + feature
+            if column in known:
+                columns.setdefault(feature, column)
+    return columns
 
 
 def final_record(record: SplitRecord) -> SplitRecord:
@@ -318,10 +378,18 @@ def describe_schema(schema: pa.Schema) -> tuple[tuple[str, str], ...]:
 
 
 def read_json(url: str) -> Any:
-    """The JSON in a file; None if there is no such file or it is not JSON."""
+    """The JSON in a file; None if there is no such file or it is not JSON.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return json.loads(filesystems.read_bytes(url))
-    except (InputError, ValueError):
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    except ValueError:
         return None
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import filesystems
@@ -243,21 +244,21 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def model_metadata(model: Mapping[str, Any] | None, schema: pa.Schema) -> pa.Schema:
-    """The schema with metadata that says which model made its columns; the user's own metadata stays.
+def model_metadata(models: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Schema:
+    """The schema with metadata that says which models made its columns; the user's own metadata stays.
 
-    The key ``distilbeam`` holds all of it as JSON; ``distilbeam.model``, ``distilbeam.revision`` and so on are for
-    tools that show metadata.
+    The key ``distilbeam`` holds all of it as JSON, a list with one object for each model; ``distilbeam.model``,
+    ``distilbeam.revision`` and so on, of the first model, are for tools that show metadata.
     """
     metadata: dict[bytes, bytes] = {
         key: value for key, value in (schema.metadata or {}).items() if not key.startswith(b"distilbeam")
     }
     if b"pandas" in metadata:
         metadata[b"pandas"] = _pandas_metadata(metadata[b"pandas"], set(schema.names))
-    if model is not None:
-        metadata[b"distilbeam"] = json.dumps(model, sort_keys=True).encode()
+    if models:
+        metadata[b"distilbeam"] = json.dumps(list(models), sort_keys=True).encode()
         for key in ("id", "revision", "weights_sha256", "tokenizer_sha256", "settings", "compute", "version"):
-            value = model.get(key)
+            value = models[0].get(key)
             if value is not None:
                 text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
                 metadata[f"distilbeam.{'model' if key == 'id' else key}".encode()] = text.encode()
@@ -309,14 +310,31 @@ def _compressed(sink: _Sink, compression: str) -> Any:
 
 
 def _pieces(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
-    """The rows in slices of at most ``limit`` bytes, or of one row."""
-    if batch.num_rows <= 1 or batch.nbytes <= limit:
+    """The rows in slices of at most ``limit`` bytes, or of one row, each with small dictionaries of its own."""
+    batch = _with_small_dictionaries(batch)
+    # A dictionary inside a list or struct stays whole in every slice, so it is no reason to divide.
+    shared = sum(column.slice(0, 0).nbytes for column in batch.columns if not pa.types.is_dictionary(column.type))
+    if batch.num_rows <= 1 or batch.nbytes - shared <= limit:
         if batch.num_rows:
             yield batch
         return
     middle = batch.num_rows // 2
     yield from _pieces(batch.slice(0, middle), limit)
     yield from _pieces(batch.slice(middle), limit)
+
+
+def _with_small_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch without dictionary values that no row uses; a slice has those of all rows, and they are written."""
+    for index, field in enumerate(batch.schema):
+        if pa.types.is_dictionary(field.type):
+            column = batch.column(index)
+            if len(column.dictionary) > len(column):
+                used = column.indices.drop_null().unique().sort()
+                indices = pc.index_in(column.indices, used).cast(field.type.index_type)
+                values = column.dictionary.take(used)
+                small = pa.DictionaryArray.from_arrays(indices, values, ordered=field.type.ordered)
+                batch = batch.set_column(index, field, small)
+    return batch
 
 
 @contextmanager

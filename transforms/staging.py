@@ -20,9 +20,9 @@ from .manifest import (
     SplitRecord,
     canonical,
     final_record,
-    identity,
     load_manifest,
     read_json,
+    settings_of,
 )
 from .provenance import Provenance
 from .shards import ShardSettings
@@ -48,7 +48,8 @@ class OutputState:
         output: path or URL of the folder.
         present: bytes of every file, by path below the folder.
         manifest: the committed output, if any.
-        intent: what an unfinished commit noted: ``files`` it may have made visible, ``settings`` and ``writer``.
+        intent: what an unfinished commit noted: ``files`` it may have made visible, ``settings`` of each stage with a
+            model, ``writer`` and ``reading``.
     """
 
     output: str
@@ -117,52 +118,66 @@ class OutputState:
                 "move them away"
             )
 
-    def refuse_other(self, settings: Any, writer: Mapping[str, Any]) -> None:
+    def refuse_other(self, *, settings: Sequence[Any], writer: Mapping[str, Any], reading: str) -> None:
         """Checks that what is committed here was made with these settings, so that it can be resumed.
+
+        Args:
+            settings: those of each stage with a model, in order.
+            writer: those of the writer.
+            reading: digest of those of the input.
 
         Raises:
             OutputExistsError: it was made with others.
         """
-        if self.manifest is None or _same(self.manifest.model, self.manifest.writer, settings, writer):
+        made = self.manifest
+        if made is None:
             return
-        if self.intent and self._intends({"settings": settings}, writer):
+        if _same(made, settings=settings, writer=writer) and made.reading == reading:
+            return
+        if self._intends(canonical(settings), writer, reading):
             return  # an overwrite with these settings was cut off in its commit
+        what = (
+            f"settings ({_difference(made, settings, writer)})"
+            if not _same(made, settings=settings, writer=writer)
+            else "settings of the input (text, keep, nulls, id, separator, or what bounds a batch)"
+        )
         raise OutputExistsError(
-            f"{self.output!r} holds an output made with other settings "
-            f"({_difference(self.manifest, settings, writer)}), which cannot be resumed; set if_exists to 'overwrite' "
-            "to replace it, or choose another folder"
+            f"{self.output!r} holds an output made with other {what}, which cannot be resumed; set if_exists to "
+            "'overwrite' to replace it, or choose another folder"
         )
 
-    def find(self, split: str, settings: Any, writer: Mapping[str, Any]) -> list[SplitRecord]:
+    def find(self, split: str, *, writer: Mapping[str, Any], settings: Sequence[Any] | None) -> list[SplitRecord]:
         """Records of a split whose files are all here; the committed one first.
 
         Args:
             split: id of the split.
-            settings: settings of the features; ``...`` for any.
             writer: settings of the writer.
+            settings: settings of each stage with a model, in order; None for any.
         """
         for candidates in (self._committed.get(split, []), list(self._staged(split).values())):
-            usable = [record for record in candidates if _same(record.model, record.writer, settings, writer)]
+            usable = [record for record in candidates if _same(record, settings=settings, writer=writer)]
             found = [located for record in usable if (located := self._locate(record)) is not None]
             if found:
                 return found
         return []
 
-    def forget_others(self, split: str, settings: Any, writer: Mapping[str, Any]) -> None:
+    def forget_others(self, split: str, *, writer: Mapping[str, Any], settings: Sequence[Any]) -> None:
         """Deletes records of a split that was staged with other settings, so that only one can be meant."""
         for name, record in self._staged(split).items():
-            if not _same(record.model, record.writer, settings, writer):
+            if not _same(record, settings=settings, writer=writer):
                 filesystems.delete(filesystems.join(self.output, name))
 
     @cached_property
     def _committed(self) -> dict[str, list[SplitRecord]]:
-        if self.manifest is None or (self.intent and not self._intends(self.manifest.model, self.manifest.writer)):
+        made = self.manifest
+        if made is None or (self.intent and not self._intends(settings_of(made.models), made.writer, made.reading)):
             return {}  # a commit that was cut off was about to replace it
-        return _grouped((record.split, record) for record in self.manifest.records)
+        return _grouped((record.split, record) for record in made.records)
 
-    def _intends(self, model: Any, writer: Any) -> bool:
-        known, intent = identity(model), self.intent or {}
-        return (intent.get("settings"), intent.get("writer")) == (known and known["settings"], canonical(writer))
+    def _intends(self, settings: Any, writer: Any, reading: str) -> bool:
+        intent = self.intent or {}
+        noted = intent.get("settings"), intent.get("writer"), intent.get("reading")
+        return noted == (settings, canonical(writer), reading)
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
@@ -205,26 +220,27 @@ class FinishedSplits:
 
     Args:
         output: path or URL of the output folder.
-        settings: settings of the features, as in ``Provenance.model["settings"]``; None if no model is used.
+        settings: settings of each stage with a model, in order, as in ``Provenance.models``.
         shards: settings of the writer.
     """
 
     output: str
-    settings: Mapping[str, Any] | None
-    shards: ShardSettings = ShardSettings()  # noqa: RUF009
+    settings: tuple[Mapping[str, Any], ...]
+    shards: ShardSettings
 
     def __call__(self, splits: Sequence[Split]) -> Collection[str]:
         """Ids of the finished splits; what is staged of them with other settings is forgotten.
 
         Raises:
-            OutputExistsError: the folder holds a complete output made with other settings.
+            OutputExistsError: the folder holds a complete output made with other settings, of the input as well.
         """
         state = OutputState.read(self.output)
-        writer = self.shards.as_dict()
-        state.refuse_other(self.settings, writer)
+        settings, writer = self.settings, self.shards.as_dict()
+        for reading in {split.reading for split in splits}:
+            state.refuse_other(settings=settings, writer=writer, reading=reading)
         ids = sorted({split.id for split in splits})
-        concurrently(lambda split: state.forget_others(split, self.settings, writer), ids)
-        found = concurrently(lambda split: state.find(split, self.settings, writer), ids)
+        concurrently(lambda split: state.forget_others(split, settings=settings, writer=writer), ids)
+        found = concurrently(lambda split: state.find(split, settings=settings, writer=writer), ids)
         return frozenset(split for split, records in zip(ids, found, strict=True) if records)
 
 
@@ -234,8 +250,8 @@ def finished_record(state: OutputState, provenance: Provenance, shards: ShardSet
     Raises:
         OutputError: there is none, or there are several and the batch does not say which model is meant.
     """
-    model = provenance.model
-    records = state.find(provenance.split, ... if model is None else model.get("settings"), shards.as_dict())
+    settings = settings_of(provenance.models) or None
+    records = state.find(provenance.split, settings=settings, writer=shards.as_dict())
     if not records:
         raise OutputError(
             f"split {provenance.ordinal} was found finished in {state.output!r} when the job began, but its files are "
@@ -265,16 +281,22 @@ def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     return groups
 
 
-def _same(model: Any, writer: Any, settings: Any, wanted: Any) -> bool:
-    known = identity(model)
-    made_with = None if known is None else known["settings"]
-    return (settings is ... or made_with == canonical(settings)) and canonical(writer) == canonical(wanted)
+def _same(made: SplitRecord | Manifest, *, settings: Sequence[Any] | None, writer: Mapping[str, Any]) -> bool:
+    """Whether something was made with these settings; None stands for any settings of the features."""
+    as_asked = settings is None or settings_of(made.models) == canonical(settings)
+    return as_asked and canonical(made.writer) == canonical(writer)
 
 
-def _difference(manifest: Manifest, settings: Any, writer: Mapping[str, Any]) -> str:
+def _difference(manifest: Manifest, settings: Sequence[Any], writer: Mapping[str, Any]) -> str:
     """Which settings differ, with both values."""
-    known = identity(manifest.model) or {}
-    before = {**(known.get("settings") or {}), **manifest.writer}
-    after = {**(canonical(settings) or {}), **writer}
+    stages = settings_of(manifest.models)
+    if len(stages) != len(settings):
+        return f"it has features of {len(stages)} models, not of {len(settings)}"
+    names_of_both = zip(stages, canonical(settings), strict=True)
+    before, after = dict(manifest.writer), dict(writer)
+    for was, now in names_of_both:
+        changed = [name for name in {*(was or {}), *(now or {})} if (was or {}).get(name) != (now or {}).get(name)]
+        before |= {name: (was or {}).get(name) for name in changed}
+        after |= {name: (now or {}).get(name) for name in changed}
     names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r}, is {after.get(name)!r}" for name in names[:3]) or "no settings"

@@ -100,7 +100,7 @@ def visible_rows(output: str) -> list[dict[str, Any]]:
 
 def resume(output: str, plan: Plan) -> int:
     """What a second run does; gives the number of splits that it had to do again."""
-    finished = FinishedSplits(output, plan.settings, SHARDS)(plan.splits)
+    finished = FinishedSplits(output, (plan.settings,), SHARDS)(plan.splits)
     state = OutputState.read(output)
     records = [
         finished_record(state, Provenance.of(plan.finished(split.ordinal)), SHARDS)
@@ -280,7 +280,7 @@ def test_resume_after_a_change_of_mind(output: str, plan: Plan, clean: dict[str,
 def test_other_shard_sizes_are_another_output(output: str, plan: Plan) -> None:
     commit(output, plan.write_all(output, SHARDS))
     with pytest.raises(OutputExistsError, match="max_bytes was 700, is"):
-        FinishedSplits(output, plan.settings, ShardSettings())(plan.splits)
+        FinishedSplits(output, (plan.settings,), ShardSettings())(plan.splits)
     commit(output, plan.write_all(output), if_exists="overwrite")
     assert set(files(output)) == {*load_manifest(output).files, "_distilbeam/manifest.json"}
     assert visible_rows(output) == plan.rows
@@ -357,19 +357,20 @@ def test_records_that_are_no_plan(plan: Plan) -> None:
         ([*records, records[1]], "1 of 3 splits arrived more than once: 1"),
         ([*records[:2], replace(records[2], splits=4)], "several plans"),
         ([*records, replace(records[2], ordinal=3)], "not in a plan of 3"),
-        ([*records[:2], replace(records[2], rows=1)], "split 2 read"),
-        ([*records[:2], replace(records[2], rejects=9)], "9 set aside"),
+        ([*records[:2], replace(records[2], shards=())], "split 2 read"),
+        ([*records[:2], replace(records[2], rejects_file=replace(records[2].rejects_file, rows=9))], "9 set aside"),
         ([*records[:2], replace(records[2], schema=(("id", "int64"),))], "different columns"),
         ([*records[:2], replace(records[2], schema=records[2].schema[::-1])], "their order"),
-        ([*records[:2], replace(records[2], model={**plan.model, "weights_sha256": "x"})], "different models"),
-        ([*records[:2], replace(records[2], model=None)], "different models"),
+        ([*records[:2], replace(records[2], models=({**plan.model, "weights_sha256": "x"},))], "different models"),
+        ([*records[:2], replace(records[2], models=())], "different models"),
         ([*records[:2], replace(records[2], writer={})], "written with different settings"),
+        ([*records[:2], replace(records[2], reading="x")], "read with different settings"),
     ]
     for wrong, message in cases:
         with pytest.raises(OutputError, match=message):
             check_records(wrong)
     elsewhere = {**plan.model, "compute": {"device": "cuda"}, "version": "1"}
-    assert check_records([*records[:2], replace(records[2], model=elsewhere)])
+    assert check_records([*records[:2], replace(records[2], models=(elsewhere,))])
 
 
 def test_too_many_rejects_leave_nothing_visible(output: str, plan: Plan, clean: dict[str, bytes]) -> None:

@@ -134,7 +134,7 @@ def test_layout_and_metadata(tmp_path: Path, plan: Plan) -> None:
     assert all(name.endswith(".parquet") or name in ("_distilbeam", "_rejects") for name in visible(output))
     assert [path.name for path in (output / "_distilbeam").iterdir()] == ["manifest.json"]
     metadata = pq.read_schema(next(output.glob("*.parquet"))).metadata
-    assert json.loads(metadata[b"distilbeam"]) == plan.model
+    assert json.loads(metadata[b"distilbeam"]) == [plan.model]
     assert metadata[b"distilbeam.model"] == b"tiny"
     assert metadata[b"distilbeam.weights_sha256"] == b"abc"
     assert json.loads(metadata[b"distilbeam.settings"]) == plan.settings
@@ -307,7 +307,7 @@ def test_no_batches_at_all(tmp_path: Path) -> None:
 def test_batches_without_provenance(tmp_path: Path, plan: Plan) -> None:
     bare = plan.batches[0][0].replace_schema_metadata(None)
     assert "ReadDocuments" in fails(OutputError, tmp_path / "out", [[bare]])
-    ours = plan.batches[0][0].replace_schema_metadata({"distilbeam": json.dumps(plan.model)})
+    ours = plan.batches[0][0].replace_schema_metadata({"distilbeam": json.dumps([plan.model])})
     assert "ReadDocuments" in fails(OutputError, tmp_path / "out", [[ours]])
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.manifest import (
@@ -13,10 +14,12 @@ from distilbeam.transforms.manifest import (
     PartRecord,
     SplitRecord,
     Statistics,
+    feature_columns,
     final_record,
     find_manifest,
     fingerprint,
     load_manifest,
+    read_json,
     save_manifest,
 )
 
@@ -38,30 +41,36 @@ def record(ordinal: int, rows: int = 3, rejects: int = 1, shards: int = 1) -> Sp
         ordinal=ordinal,
         splits=4,
         parts=(PartRecord("/é.jsonl", rows + rejects, rows + rejects + 1, ordinal > 0),),
-        rows=rows,
-        rejects=rejects,
-        shards=tuple(FileRecord(f"{stem}-{number:03d}.jsonl.zst", 1, 5, "x") for number in range(shards)),
+        reading="r",
+        shards=tuple(
+            FileRecord(f"{stem}-{number:03d}.jsonl.zst", 1 if number else rows - shards + 1, 5, "x")
+            for number in range(shards if rows else 0)
+        ),
         rejects_file=FileRecord(f"{stem}-rejects.parquet", rejects, 7, "y") if rejects else None,
         statistics=Statistics(10, 1, {"NEG": 1, "POS": 2}) if rows else Statistics(),
         schema=(("id", "int64"),) if rows else (),
-        model=json.loads(json.dumps(_MODEL)),
+        models=(json.loads(json.dumps(_MODEL)),),
         writer=_WRITER,
-        fingerprint=fingerprint(split, _MODEL, _WRITER),
     )
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    odd = replace(record(2, rows=0, rejects=0, shards=0), model={**record(0).model, "compute": {"device": "cuda"}})
-    manifest = Manifest((record(0), record(1, shards=2), odd, replace(record(3, rows=0), model=None)))
+    elsewhere = {**record(0).models[0], "compute": {"device": "cuda"}}
+    odd = replace(record(2, rows=0, rejects=0), models=(elsewhere,))
+    manifest = Manifest((record(0), record(1, shards=2), odd, replace(record(3, rows=0), models=())))
     assert find_manifest(str(tmp_path)) is None
     save_manifest(str(tmp_path), manifest)
     assert load_manifest(str(tmp_path)) == find_manifest(str(tmp_path)) == manifest
     assert Manifest.from_json(manifest.to_json()).to_json() == manifest.to_json()
     document = json.loads((tmp_path / "_distilbeam" / "manifest.json").read_bytes())
     assert document["rows"] == 6
-    assert document["model"] == record(0).model
-    assert "model" not in document["splits"][0]
-    assert document["splits"][2]["model"]["compute"] == {"device": "cuda"}
+    assert document["models"] == list(record(0).models)
+    assert "models" not in document["splits"][0]
+    assert document["splits"][2]["models"][0]["compute"] == {"device": "cuda"}
+    assert document["computes"] == [
+        {"stage": 0, "device": "cpu", "splits": 2},
+        {"stage": 0, "device": "cuda", "splits": 1},
+    ]
 
 
 def test_sums() -> None:
@@ -88,19 +97,51 @@ def test_final_names() -> None:
 
 
 def test_fingerprints() -> None:
-    base = fingerprint("s", _MODEL, _WRITER)
+    base = fingerprint("s", [_MODEL], _WRITER)
     assert len(base) == 8
     assert int(base, 16) >= 0
     same = {**_MODEL, "compute": {"device": "cuda"}, "id": "elsewhere", "settings": {"a": [1, 2]}}
-    assert fingerprint("s", same, dict(reversed(_WRITER.items()))) == base
+    assert fingerprint("s", [same], dict(reversed(_WRITER.items()))) == base
     others = [
-        fingerprint("t", _MODEL, _WRITER),
-        fingerprint("s", {**_MODEL, "weights_sha256": "x"}, _WRITER),
-        fingerprint("s", {**_MODEL, "settings": {}}, _WRITER),
-        fingerprint("s", _MODEL, {**_WRITER, "max_bytes": 11}),
-        fingerprint("s", None, _WRITER),
+        fingerprint("t", [_MODEL], _WRITER),
+        fingerprint("s", [{**_MODEL, "weights_sha256": "x"}], _WRITER),
+        fingerprint("s", [{**_MODEL, "settings": {}}], _WRITER),
+        fingerprint("s", [_MODEL], {**_WRITER, "max_bytes": 11}),
+        fingerprint("s", [], _WRITER),
+        fingerprint("s", [_MODEL, _MODEL], _WRITER),
+        fingerprint("s", [_MODEL, {**_MODEL, "weights_sha256": "x"}], _WRITER),
+        fingerprint("s", [{**_MODEL, "weights_sha256": "x"}, _MODEL], _WRITER),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 9
+
+
+def test_features_are_those_that_a_model_has_added() -> None:
+    first = {"settings": {"features": ["embedding", "score"], "prefix": "a_"}}
+    second = {"settings": {"features": ["input_ids", "score"], "prefix": ""}}
+    names = ["label", "embedding", "a_embedding", "a_token_count", "token_count", "input_ids", "score"]
+    assert feature_columns([first, second], names) == {
+        "embedding": "a_embedding",
+        "token_count": "a_token_count",
+        "input_ids": "input_ids",
+        "score": "score",
+    }
+    assert feature_columns([], names) == {}
+
+
+def test_only_what_is_not_there_is_taken_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "a.json")
+    assert read_json(url) is None
+    (tmp_path / "a.json").write_text("{")
+    assert read_json(url) is None
+    (tmp_path / "a.json").write_text("[1]")
+    assert read_json(url) == [1]
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", refuse)
+    with pytest.raises(InputError, match="PermissionError"):
+        read_json(url)
 
 
 @pytest.mark.parametrize(

@@ -212,14 +212,16 @@ def test_metadata_of_the_user_and_the_model() -> None:
     }
     metadata = {"mine": "1", "pandas": json.dumps(pandas), "distilbeam": "{}", "distilbeam.model": "an earlier run"}
     schema = pa.schema([("id", pa.int64())], metadata=metadata)
-    found = model_metadata({"id": "m", "settings": {"b": 1, "a": 2}, "revision": None}, schema).metadata
+    models = [{"id": "m", "settings": {"b": 1, "a": 2}, "revision": None}, {"id": "n"}]
+    found = model_metadata(models, schema).metadata
+    assert json.loads(found[b"distilbeam"]) == models
     assert found[b"mine"] == b"1"
     assert json.loads(found[b"pandas"]) == {"index_columns": ["id"], "columns": pandas["columns"][:1]}
     assert found[b"distilbeam.model"] == b"m"
     assert found[b"distilbeam.settings"] == b'{"a": 2, "b": 1}'
     assert b"distilbeam.revision" not in found
-    assert set(model_metadata(None, schema).metadata) == {b"mine", b"pandas"}
-    assert not model_metadata(None, pa.schema([("id", pa.int64())])).metadata
+    assert set(model_metadata([], schema).metadata) == {b"mine", b"pandas"}
+    assert not model_metadata([], pa.schema([("id", pa.int64())])).metadata
 
 
 def test_settings() -> None:
