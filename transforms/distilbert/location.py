@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from distilbeam.transforms.errors import CheckpointError
-from distilbeam.transforms.filesystems import resolve
+from distilbeam.transforms.errors import CheckpointError, InputError
+from distilbeam.transforms.filesystems import list_files, resolve
 
 __all__ = ["Location", "cache_folder", "locate"]
 
@@ -103,34 +103,18 @@ def _from_hub(model: str) -> Location:
 
 def _from_url(url: str) -> Location:
     filesystem, root = resolve(url)
-    try:
-        filesystem.invalidate_cache()
-        found = filesystem.find(root, detail=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the model {url!r} cannot be listed: {type(error).__name__}") from None
     base = root.rstrip("/") + "/"
-    files = {name[len(base) :]: info for name, info in found.items() if name.startswith(base)}
-    wanted = {
-        name: info for name, info in files.items() if name in _FILES or re.fullmatch(r"[\w.-]+/config\.json", name)
-    }
-    for folder in {
-        str(Path(name).parent) for name in files if name.endswith("/model.safetensors") and name.count("/") == 1
-    }:
-        wanted |= {
-            name: info for name, info in files.items() if name.startswith(folder + "/") and Path(name).name in _FILES
-        }
+    try:
+        found = {resolve(info.url)[1].removeprefix(base): info for info in list_files(url)}
+    except InputError as error:
+        raise CheckpointError(f"the model {url!r} cannot be fetched: {error}") from None
+    # sentence-transformers keeps settings, and in old folders the transformer, one folder down.
+    wanted = {name: info for name, info in found.items() if name.count("/") <= 1 and Path(name).name in _FILES}
     if not wanted:
         raise CheckpointError(
             f"there is no model at {url!r}; give the folder that holds config.json and model.safetensors"
         )
-    state = sorted(
-        (
-            name,
-            info.get("size"),
-            str(info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("created") or ""),
-        )
-        for name, info in wanted.items()
-    )
+    state = sorted((name, info.size, info.version) for name, info in wanted.items())
     key = hashlib.sha256(json.dumps([url.rstrip("/"), state]).encode()).hexdigest()[:32]
     target = cache_folder() / "checkpoints" / key
     if target.is_dir():
