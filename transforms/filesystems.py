@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shutil
@@ -40,7 +39,8 @@ __all__ = [
 ]
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-_PROTOCOLS = frozenset({"file", "local", "memory", "hdfs", "hf", "oci", "oss", "lakefs", "dbfs", *_EXTRAS})
+# Stores that show a file only once all of it is there. Others, such as hdfs and dbfs, write in place.
+_PROTOCOLS = frozenset({"file", "local", "memory", "hf", "oci", "oss", "lakefs", *_EXTRAS})
 _HIDDEN = ("_", ".")
 _LOCAL = frozenset({"file", "local"})
 # What changes when a file does, best first. Stores spell it differently.
@@ -265,8 +265,9 @@ def match_files(pattern: str) -> list[FileInfo]:
             return [_file_info(pattern if not is_local(pattern) else path, filesystem.info(path))]
         found: dict[str, dict[str, Any]] = {}
         roots = [path]
-        if glob.has_magic(path) and not filesystem.isdir(path):
-            literal = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        magic = re.search(r"[*?\[]", path)
+        if magic and not filesystem.isdir(path):
+            literal = path[: magic.start()].rpartition("/")[0]
             matches = filesystem.glob(path, detail=True)
             visible = {name: info for name, info in matches.items() if _is_visible(name, literal, path)}
             found = {name: info for name, info in visible.items() if info["type"] == "file"}
@@ -310,8 +311,6 @@ def _named(like: str, path: str) -> str:
     path = path.lstrip("/")
     if "@" in authority:  # abfs://container@account: the inner path holds the container alone
         return f"{protocol}://{authority}/{path.partition('/')[2]}"
-    if protocol == "hdfs":
-        return f"{protocol}://{authority}/{path}"
     return f"{protocol}://{path}"
 
 
