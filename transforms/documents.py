@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, cast
 
 import apache_beam as beam
@@ -16,16 +17,18 @@ from . import coders  # noqa: F401 - registers the coder of record batches
 from .errors import InputError
 from .filesystems import file_info
 from .formats import delimited, jsonl, parquet
-from .formats.base import Chunk, Unreadable, decode_text, reading
+from .formats.base import Chunk, decode_text, reading
 from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks, readable
 from .metrics import LIVE
-from .planning import ReadSettings, partition_value, plan_splits, read_schema
+from .planning import partition_value, plan_splits, read_schema
 from .provenance import ROW, Provenance, Reject
+from .read_settings import ReadSettings
 from .splits import Part, Split
 
-__all__ = ["ReadDocuments", "plan_splits", "read_split"]
+__all__ = ["MAX_REJECTS", "ReadDocuments", "plan_splits", "read_split"]
 
-_MAX_PENDING_REJECTS = 1000
+MAX_REJECTS = 1000
+"""Rejects that one batch tells at most, so that what a batch says of itself stays small."""
 
 Skip = Callable[[Sequence[Split]], Collection[str]]
 
@@ -37,7 +40,8 @@ class ReadDocuments(beam.PTransform):
     Parquet, JSON lines, CSV, TSV (without quoting) and plain text (a document on each line); the line formats also
     with .gz or .zst. The list of files is made when the job runs. Every batch has the same columns: those of the
     files, those of hive partitions in the path (``key=value`` folders; a column in the files goes before), and
-    ``_row``. Rows that cannot be read are listed in the batch's ``Provenance``.
+    ``_row``. Rows that cannot be read are listed in the batch's ``Provenance``. A batch never holds rows of two files,
+    so a model passes over many files of one document each row by row: join such files before.
 
     Args:
         path: file, glob or folder, or several, on any store that fsspec knows. Below a folder, names that begin with
@@ -63,37 +67,24 @@ class ReadDocuments(beam.PTransform):
     """
 
     path: str | Sequence[str]
-    text: str | Sequence[str] = "text"
-    keep: Sequence[str] | None = None
-    format: str | None = field(default=None, kw_only=True)
-    nulls: str = field(default="reject", kw_only=True)
-    id: str | None = field(default=None, kw_only=True)
-    separator: str = field(default=" ", kw_only=True)
-    types: Mapping[str, str | pa.DataType] | None = field(default=None, kw_only=True)
-    split_bytes: int = field(default=8 << 20, kw_only=True)
-    batch_rows: int = field(default=4096, kw_only=True)
-    batch_bytes: int = field(default=16 << 20, kw_only=True)
-    max_line_bytes: int = field(default=64 << 20, kw_only=True)
-    rejects_include_text: bool = field(default=False, kw_only=True)
-    skip: Skip | None = field(default=None, kw_only=True)
+    text: str | Sequence[str] = ReadSettings.text
+    keep: Sequence[str] | None = ReadSettings.keep
+    _: KW_ONLY
+    format: str | None = ReadSettings.format
+    nulls: str = ReadSettings.nulls
+    id: str | None = ReadSettings.id
+    separator: str = ReadSettings.separator
+    types: Mapping[str, str | pa.DataType] | None = None
+    split_bytes: int = ReadSettings.split_bytes
+    batch_rows: int = ReadSettings.batch_rows
+    batch_bytes: int = ReadSettings.batch_bytes
+    max_line_bytes: int = ReadSettings.max_line_bytes
+    rejects_include_text: bool = ReadSettings.rejects_include_text
+    skip: Skip | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
-        self.settings = ReadSettings(
-            path=self.path,
-            text=self.text,
-            keep=self.keep,
-            format=self.format,
-            nulls=self.nulls,
-            id=self.id,
-            separator=self.separator,
-            types=self.types or {},
-            split_bytes=self.split_bytes,
-            batch_rows=self.batch_rows,
-            batch_bytes=self.batch_bytes,
-            max_line_bytes=self.max_line_bytes,
-            rejects_include_text=self.rejects_include_text,
-        )
+        self.settings = ReadSettings(**{field.name: getattr(self, field.name) for field in fields(ReadSettings)})
 
     def expand(self, begin: Any) -> Any:
         return (
@@ -142,31 +133,31 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
         InputError: a file is missing, damaged, or not what it was when the plan was made.
     """
     schema = read_schema(split)
+    common = _provenance(split, settings)
     sequence = 0
     for number, part in enumerate(split.parts):
         _check_unchanged(part)
         rows = _Buffer(schema.append(pa.field(ROW, pa.int64())), settings.batch_rows, settings.batch_bytes)
-        provenance = replace(_provenance(split, part, settings), part=number)
-        pending: list[Reject] = []
+        provenance = _in_part(common, number, part)
+        pending: deque[Reject] = deque()
         for chunk in _read_part(part, schema, settings):
             batch, rejects = _select(chunk, part, schema, settings)
             rows.add(batch)
-            pending += rejects
+            pending += sorted(rejects, key=_position)
             provenance = replace(provenance, seen=chunk.seen, lines=chunk.lines)
-            while (full := rows.pop()) is not None or len(pending) > _MAX_PENDING_REJECTS:
-                now = replace(provenance, sequence=sequence, rejects=_ordered(pending))
+            while (full := rows.pop()) is not None or len(pending) > MAX_REJECTS:
+                now = replace(provenance, sequence=sequence, rejects=_taken(pending))
                 yield now.attach(rows.empty if full is None else full)
-                pending = []
                 sequence += 1
         last = number == len(split.parts) - 1
-        yield replace(provenance, sequence=sequence, last=last, rejects=_ordered(pending)).attach(rows.rest())
+        yield replace(provenance, sequence=sequence, last=last, rejects=_taken(pending)).attach(rows.rest())
         sequence += 1
 
 
 def finished_batch(split: Split, settings: ReadSettings) -> pa.RecordBatch:
     """What stands for a split that needs no reading: a batch without rows."""
     schema = read_schema(split).append(pa.field(ROW, pa.int64()))
-    provenance = replace(_provenance(split, split.parts[0], settings), finished=True, last=True)
+    provenance = replace(_in_part(_provenance(split, settings), 0, split.parts[0]), finished=True, last=True)
     return provenance.attach(_empty(schema))
 
 
@@ -247,7 +238,7 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
 
 def _blocks(part: Part, stream: Any, max_line_bytes: int) -> Iterator[Block | BadLine]:
     if part.format == "csv":
-        return delimited.read_records(stream, part.source, max_record_bytes=max_line_bytes)
+        return delimited.read_records(stream, max_record_bytes=max_line_bytes)
     return read_blocks(stream, part.start, part.stop, max_line_bytes=max_line_bytes)
 
 
@@ -267,11 +258,8 @@ def _documents(part: Part, block: Block, header: list[str]) -> Block:
 def _header(part: Part, settings: ReadSettings) -> list[str]:
     if part.format not in ("csv", "tsv"):
         return []
-    try:
-        with reading(part.source), open_stream(part.source, part.compression) as stream:
-            return delimited.read_header(stream, part.format, settings.max_line_bytes)
-    except Unreadable as error:
-        raise InputError(f"cannot read {part.source!r}: {error}") from None
+    with reading(part.source), open_stream(part.source, part.compression) as stream:
+        return delimited.read_header(stream, part.format, settings.max_line_bytes)
 
 
 def _text_parser(name: str) -> Callable[[Block], pa.RecordBatch]:
@@ -326,8 +314,8 @@ def _column(
 ) -> pa.Array:
     """One column in the type of the plan, or as binary if it is a text column."""
     count = len(chunk.rows)
-    if field.name in chunk.batch.schema.names:
-        column = chunk.batch.column(field.name)
+    if (index := chunk.batch.schema.get_field_index(field.name)) >= 0:
+        column = chunk.batch.column(index)
     elif field.name in partitions:
         column = pa.repeat(pa.scalar(partition_value(partitions[field.name]), pa.string()), count)
     else:
@@ -349,17 +337,15 @@ def _check_unchanged(part: Part) -> None:
         raise InputError(f"{part.source!r} changed after the job had started; start the job again")
 
 
-def _provenance(split: Split, part: Part, settings: ReadSettings) -> Provenance:
-    unit = "row" if part.format in ("parquet", "csv") else "line"
+def _provenance(split: Split, settings: ReadSettings) -> Provenance:
+    """What holds for all batches of a split; made once, since the id of a split takes all of its parts."""
     return Provenance(
-        source=part.source,
+        source="",
         split=split.id,
         ordinal=split.ordinal,
         splits=split.splits,
         reading=split.reading,
-        unit=unit,
-        relative=unit == "line" and part.start > 0,
-        text=cast(tuple[str, ...], settings.text),
+        text=settings.text,
         separator=settings.separator,
         id=settings.id,
         transient=settings.transient,
@@ -367,8 +353,19 @@ def _provenance(split: Split, part: Part, settings: ReadSettings) -> Provenance:
     )
 
 
-def _ordered(rejects: list[Reject]) -> tuple[Reject, ...]:
-    return tuple(sorted(rejects, key=lambda reject: reject.row or 0))
+def _in_part(provenance: Provenance, number: int, part: Part) -> Provenance:
+    unit = "row" if part.format in ("parquet", "csv") else "line"
+    return replace(provenance, source=part.source, part=number, unit=unit, relative=unit == "line" and part.start > 0)
+
+
+def _taken(rejects: deque[Reject]) -> tuple[Reject, ...]:
+    """The next rejects, which are then no longer in the queue."""
+    taken = [rejects.popleft() for _ in range(min(len(rejects), MAX_REJECTS))]
+    return tuple(sorted(taken, key=_position))
+
+
+def _position(reject: Reject) -> int:
+    return reject.row or 0
 
 
 def _row_bytes(batch: pa.RecordBatch) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 __all__ = ["Part", "Split"]
 
@@ -34,6 +35,9 @@ class Part:
     partitions: tuple[tuple[str, str], ...] = ()
 
 
+_values = attrgetter(*(field.name for field in fields(Part)))
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Parts of files that are read, retried and written together.
@@ -56,6 +60,9 @@ class Split:
 
     @property
     def id(self) -> str:
-        """32 hexadecimal digits, equal for equal parts, schema and reading, whatever else is in the plan."""
-        parts = json.dumps([asdict(part) for part in self.parts], sort_keys=True).encode()
+        """32 hexadecimal digits, equal for equal parts, schema and reading, whatever else is in the plan.
+
+        They are computed from all parts at every call, so call it once.
+        """
+        parts = json.dumps([_values(part) for part in self.parts]).encode()
         return hashlib.sha256(b"\0".join((parts, self.reading.encode(), self.schema))).hexdigest()[:32]

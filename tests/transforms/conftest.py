@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from distilbeam.transforms.documents import read_split
-from distilbeam.transforms.planning import ReadSettings, plan_splits
+from distilbeam.transforms.planning import plan_splits
 from distilbeam.transforms.provenance import ROW, Provenance, Reject
+from distilbeam.transforms.read_settings import ReadSettings
 from distilbeam.transforms.splits import Split
 
 

@@ -20,8 +20,9 @@ from apache_beam.testing.util import assert_that
 from distilbeam.transforms.coders import RecordBatchCoder
 from distilbeam.transforms.documents import ReadDocuments, read_split
 from distilbeam.transforms.errors import InputError, SettingsError
-from distilbeam.transforms.planning import ReadSettings, plan_splits
+from distilbeam.transforms.planning import plan_splits
 from distilbeam.transforms.provenance import ROW, Provenance
+from distilbeam.transforms.read_settings import ReadSettings
 
 ROWS: list[dict[str, Any]] = [
     {"id": str(n), "text": text}

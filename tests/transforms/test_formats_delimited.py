@@ -58,7 +58,7 @@ def test_records_at_every_block_size(block_bytes: int) -> None:
     from distilbeam.transforms.formats.delimited import read_records
 
     text = '\ufefftext,n\r\n"a\n""b""\r\n",1\r\n\n5" screen,2\n"x"y,3\n"' + "long," * 20 + '",4\nlast,5'
-    blocks = list(read_records(io.BytesIO(text.encode()), "f", max_record_bytes=90, block_bytes=block_bytes))
+    blocks = list(read_records(io.BytesIO(text.encode()), max_record_bytes=90, block_bytes=block_bytes))
     lines = {int(n): b.line(i) for b in blocks if not isinstance(b, BadLine) for i, n in enumerate(b.numbers)}
     lines |= {b.number: b.length for b in blocks if isinstance(b, BadLine)}
     assert lines == {-1: b"text,n", 0: b'"a\n""b""\r\n",1', 1: b'5" screen,2', 2: b'"x"y,3', 3: 104, 4: b"last,5"}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ..errors import DistilbeamError, InputError
-from ..provenance import Reject
+from distilbeam.transforms.errors import DistilbeamError, InputError
+from distilbeam.transforms.provenance import Reject
 
 __all__ = ["FORMATS", "Chunk", "Unreadable", "decode_text", "detect", "is_text_type", "reading", "unify"]
 
@@ -46,8 +46,8 @@ class Chunk:
     lines: int
 
 
-class Unreadable(Exception):  # noqa: N818 - it never leaves the formats
-    """A schema or value that a parser refuses; holds a sentence without document text."""
+class Unreadable(Exception):  # noqa: N818 - it never leaves ``reading``
+    """What is wrong with a whole file, in a sentence without document text; ``reading`` names the file."""
 
 
 def detect(url: str, format: str | None = None) -> tuple[str, str | None]:
@@ -116,11 +116,13 @@ def _plain(field: pa.Field) -> pa.Field:
 
 @contextmanager
 def reading(url: str) -> Iterator[None]:
-    """Turns what a driver or parser raises about a whole file into an InputError that names it."""
+    """Turns what a driver, a parser or we raise about a whole file into an InputError that names it."""
     try:
         yield
-    except (DistilbeamError, Unreadable, GeneratorExit):
+    except (DistilbeamError, GeneratorExit):
         raise
+    except Unreadable as error:
+        raise InputError(f"cannot read {url!r}: {error}") from None
     except (OSError, EOFError) as error:
         raise InputError(f"cannot read {url!r}: {type(error).__name__}: {error}") from error
     except pa.ArrowException as error:

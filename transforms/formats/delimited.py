@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -13,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from ..errors import InputError
 from .base import Unreadable
 from .lines import BLOCK_BYTES, BadLine, Block, Positions, read_line
 
@@ -28,32 +28,44 @@ def read_header(stream: BinaryIO, format: str, limit: int) -> list[str]:
     """The column names in the first line or record of a file.
 
     Raises:
-        Unreadable: there is no header, it is not UTF-8, or a name occurs twice.
+        Unreadable: there is no header, it is too long or not UTF-8, or a name occurs twice.
     """
-    if format == "tsv":
-        header = read_line(stream, limit)
-    else:
-        first = next(read_records(stream, "", max_record_bytes=limit, block_bytes=64 << 10), None)
-        header = first.line(0) if isinstance(first, Block) else b""
+    header = read_line(stream, limit + 1) if format == "tsv" else _first_record(stream, limit)
+    if len(header) > limit:
+        raise Unreadable("its header cannot be read: the line is longer than max_line_bytes allows")
     try:
         text = header.decode()
+        names = text.split("\t") if format == "tsv" else next(csv.reader(io.StringIO(text, newline="")), [])
     except UnicodeDecodeError:
         raise Unreadable("its header is not UTF-8") from None
-    names = text.split("\t") if format == "tsv" else next(csv.reader(io.StringIO(text, newline="")), [])
+    except csv.Error:
+        raise Unreadable(
+            f"its header has a name of more than {csv.field_size_limit()} characters, or is not CSV; the first line "
+            "must name the columns"
+        ) from None
     if not text.strip():
         raise Unreadable("it has no header; the first line must name the columns")
     if "\r" in text and '"' not in text:
         raise Unreadable(r"its lines end with \r alone; convert them to \n")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise Unreadable(f"its header names {', '.join(map(repr, twice))} twice; rename one of them")
     return names
 
 
+def _first_record(stream: BinaryIO, limit: int) -> bytes:
+    for found in read_records(stream, max_record_bytes=limit, block_bytes=64 << 10):
+        if isinstance(found, Block) and found.numbers[0] == -1:
+            return found.line(0)
+        if isinstance(found, BadLine) and found.number == -1:  # long rows of the same block come before it
+            raise Unreadable(f"its header cannot be read: {found.reason}")
+    return b""
+
+
 def csv_parser(schema: pa.Schema, header: list[str]) -> Callable[[Block], pa.RecordBatch]:
     """What turns records into rows; an empty field is an empty string, or null in a column of another type."""
-    wanted = [field for field in schema if field.name in header]
-    positions = [str(header.index(field.name)) for field in wanted]
+    wanted, places = _places(schema, header)
+    positions = list(map(str, places))
 
     def read(block: Block) -> pa.RecordBatch:
         table = pa.csv.read_csv(
@@ -77,14 +89,14 @@ def csv_parser(schema: pa.Schema, header: list[str]) -> Callable[[Block], pa.Rec
 
 def tsv_parser(schema: pa.Schema, header: list[str]) -> Callable[[Block], pa.RecordBatch]:
     """What turns lines into rows; fields are what lies between tabs, as it is."""
-    wanted = [field for field in schema if field.name in header]
+    wanted, places = _places(schema, header)
 
     def read(block: Block) -> pa.RecordBatch:
         lines = block.strings()
         if not pc.all(pc.equal(pc.count_substring(lines, "\t"), len(header) - 1), min_count=0).as_py():
             raise pa.ArrowInvalid("a line has another number of fields than the header")
         fields = pc.split_pattern(lines, "\t").flatten() if len(header) > 1 else lines
-        positions = [np.arange(header.index(field.name), len(fields), len(header)) for field in wanted]
+        positions = [np.arange(place, len(fields), len(header)) for place in places]
         return _typed([fields.take(pa.array(indices)) for indices in positions], wanted, len(lines))
 
     return read
@@ -116,14 +128,14 @@ def diagnoser(schema: pa.Schema, header: list[str], format: str) -> Callable[[by
 
 
 def read_records(
-    stream: BinaryIO, url: str, *, max_record_bytes: int, block_bytes: int = BLOCK_BYTES
+    stream: BinaryIO, *, max_record_bytes: int, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[Block | BadLine]:
     """The records of a whole CSV file, the header first, numbered from -1 so that the first row is 0.
 
     Empty lines are no records. A quote left open in the last line of the file spoils that line alone.
 
     Raises:
-        InputError: a quote is never closed, so that there is no telling which of the lines after it are records.
+        Unreadable: a quote is never closed, so that there is no telling which of the lines after it are records.
     """
     tail = stream.read(len(_BOM)).removeprefix(_BOM)
     number = -1
@@ -138,9 +150,10 @@ def read_records(
             if not is_open:
                 stops, done = np.append(stops, len(data)), len(data)
             elif dropped or b"\n" in data[done:]:
-                raise InputError(
-                    f"cannot read {url!r}: a quote that opens in row {number + len(stops)} is never closed; close it, "
-                    "or give format='tsv' if quotes are text"
+                row = number + len(stops)
+                raise Unreadable(
+                    f"a quote that opens in {f'row {row}' if row >= 0 else 'the header'} is never closed; close it, or "
+                    "give format='tsv' if quotes are text"
                 )
             else:
                 cut = len(data) - done
@@ -204,6 +217,13 @@ def record_ends(data: bytes) -> tuple[Positions, bool]:
         else:
             is_open = match[1] == b""
     return np.array(stops, np.int64), is_open
+
+
+def _places(schema: pa.Schema, header: list[str]) -> tuple[list[pa.Field], list[int]]:
+    """The fields that the header has, and where they stand in it."""
+    places = {name: place for place, name in enumerate(header)}
+    wanted = [field for field in schema if field.name in places]
+    return wanted, [places[field.name] for field in wanted]
 
 
 def _typed(columns: list[pa.Array], fields: list[pa.Field], count: int) -> pa.RecordBatch:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..filesystems import is_local, open_input, resolve
-from ..provenance import REJECT_CHARACTERS, Reject
+from distilbeam.transforms.filesystems import is_local, open_input, resolve
+from distilbeam.transforms.provenance import REJECT_CHARACTERS, Reject
 
 __all__ = [
     "BLOCK_BYTES",
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 4 << 20
+_FEW = 8  # so few lines are parsed one by one where they cannot be parsed together
 _BOM = b"\xef\xbb\xbf"
 
 Positions = npt.NDArray[np.int64]
@@ -268,6 +269,8 @@ def parse(
             index = int(indices[start])
             good[index] = False
             reject(index, *diagnose(block.line(index)))
+        elif stop - start <= _FEW:
+            ranges += [(line, line + 1) for line in reversed(range(start, stop))]
         else:
             middle = (start + stop) // 2
             ranges += [(middle, stop), (start, middle)]

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InputError
-from ..filesystems import is_local, open_input, resolve
+from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.filesystems import is_local, open_input, resolve
+
 from .base import reading
 
 __all__ = ["MAX_RANGES", "open_parquet", "ranges", "read_rows"]
@@ -45,11 +46,11 @@ def ranges(metadata: pq.FileMetaData, columns: Collection[str], split_bytes: int
         split_bytes: bytes of those columns, uncompressed.
     """
     found: list[tuple[int, int, int]] = []
+    leaves = _leaves(metadata.schema, columns)
     row = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        chunks = (group.column(position) for position in range(group.num_columns))
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if _belongs(chunk.path_in_schema, columns))
+        size = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
         pieces = max(1, min(-(-size // split_bytes), MAX_RANGES, group.num_rows))
         edges = [row + group.num_rows * piece // pieces for piece in range(pieces + 1)]
         if pieces == 1 and found and found[-1][2] + size <= split_bytes:
@@ -71,7 +72,8 @@ def read_rows(
     """
     with open_parquet(url) as file:
         stop = file.metadata.num_rows if stop is None else stop
-        columns = [name for name in schema.names if name in file.schema_arrow.names]
+        there = set(file.schema_arrow.names)
+        columns = [name for name in schema.names if name in there]
         row = 0
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
@@ -92,5 +94,12 @@ def read_rows(
                     yield batch.slice(low, high - low).select(columns)
 
 
-def _belongs(path: str, columns: Collection[str]) -> bool:
-    return any(path == name or path.startswith(name + ".") for name in columns)
+def _leaves(schema: pq.ParquetSchema, columns: Collection[str]) -> list[int]:
+    """The positions of the leaves that lie in these top-level columns."""
+    wanted = frozenset(columns)
+    found = []
+    for leaf in range(len(schema)):
+        names = schema.column(leaf).path.split(".")  # a name may itself have dots in it
+        if any(".".join(names[: depth + 1]) in wanted for depth in range(len(names))):
+            found.append(leaf)
+    return found

@@ -1,0 +1,121 @@
+"""What to read and how, checked and brought into one form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from .checks import whole_number
+from .errors import SettingsError
+from .filesystems import check_url
+from .formats.base import FORMATS, is_text_type
+from .provenance import ROW
+
+__all__ = ["ReadSettings"]
+
+
+@dataclass(frozen=True)  # without slots, so that the class itself holds the defaults
+class ReadSettings:
+    """What to read and how; ``ReadDocuments`` tells what each setting means.
+
+    It takes what ``ReadDocuments`` takes, such as one name for a list of one, and holds it as the types below say.
+
+    Raises:
+        SettingsError: a setting is wrong.
+    """
+
+    path: tuple[str, ...]
+    text: tuple[str, ...] = ("text",)
+    keep: tuple[str, ...] | None = None
+    format: str | None = None
+    nulls: str = "reject"
+    id: str | None = None
+    separator: str = " "
+    types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    split_bytes: int = 8 << 20
+    batch_rows: int = 4096
+    batch_bytes: int = 16 << 20
+    max_line_bytes: int = 64 << 20
+    rejects_include_text: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", _paths(self.path))
+        object.__setattr__(self, "text", _names("text", self.text))
+        object.__setattr__(self, "keep", None if self.keep is None else _names("keep", self.keep, may_be_empty=True))
+        object.__setattr__(self, "types", {name: _type(name, kind) for name, kind in (self.types or {}).items()})
+        _one_of("format", self.format, (None, *FORMATS))
+        _one_of("nulls", self.nulls, ("reject", "keep"))
+        if not isinstance(self.separator, str):
+            raise SettingsError(f"separator must be a text, not {self.separator!r}")
+        if self.id is not None:
+            _names("id", self.id)
+        for name, least, most in (
+            ("split_bytes", 1, 1 << 40),
+            ("batch_rows", 1, 1 << 20),
+            ("batch_bytes", 1, 1 << 30),
+            ("max_line_bytes", 1, 1 << 30),
+        ):
+            whole_number(name, getattr(self, name), least, most)
+        for name in self.text:
+            if name in self.types and not is_text_type(self.types[name]):
+                raise SettingsError(f"types gives the text column {name!r} the type {self.types[name]}; leave it out")
+
+    @property
+    def asked(self) -> tuple[str, ...] | None:
+        """The columns to read, those to keep first; None for all."""
+        if self.keep is None:
+            return None
+        return tuple(dict.fromkeys((*self.keep, *self.text, *([self.id] if self.id else []))))
+
+    @property
+    def transient(self) -> tuple[str, ...]:
+        """The columns that are read but not kept."""
+        kept = frozenset(self.keep or ())
+        return tuple(name for name in self.asked or () if name not in kept)
+
+    @property
+    def digest(self) -> str:
+        """Equal for settings that make equal batches of equal parts, so that a resumed job mixes no others in."""
+        names = ("text", "keep", "nulls", "id", "separator", "batch_rows", "batch_bytes", "max_line_bytes")
+        values = [getattr(self, name) for name in (*names, "rejects_include_text")]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    paths = [value] if isinstance(value, str) or hasattr(value, "__fspath__") else list(value)
+    if not paths:
+        raise SettingsError("path is an empty list; give at least one file, glob or folder")
+    return tuple(map(check_url, paths))
+
+
+def _names(setting: str, value: Any, may_be_empty: bool = False) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(name, str) and name for name in names) or not (names or may_be_empty):
+        raise SettingsError(f"{setting} must be a column name or a list of them, not {value!r}")
+    if ROW in names:
+        raise SettingsError(f"{setting} names {ROW!r}, which is used for the position of a row; rename the column")
+    if len(set(names)) < len(names):
+        raise SettingsError(f"{setting} names a column twice: {', '.join(map(repr, names))}")
+    return names
+
+
+def _one_of(setting: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"{setting} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _type(name: str, kind: str | pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.DataType):
+        return kind
+    try:
+        return pa.type_for_alias(kind)
+    except (ValueError, TypeError):
+        raise SettingsError(
+            f"types gives column {name!r} the type {kind!r}, which Arrow does not know; for example double, int64, "
+            "bool, string, date32, timestamp[us]"
+        ) from None
