@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .inspection import Inspection, inspect
-    from .run import Summary, classify, embed, featurize, run, tokenize
+    from .job import Summary, classify, embed, featurize, run, tokenize
 
 __all__ = ["Inspection", "Summary", "classify", "embed", "featurize", "inspect", "run", "tokenize"]
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = import_module("." + ("inspection" if name in ("Inspection", "inspect") else "run"), __name__)
+    module = import_module("." + ("inspection" if name in ("Inspection", "inspect") else "job"), __name__)
     return getattr(module, name)
 
 

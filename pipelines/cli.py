@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import signal
@@ -22,7 +21,7 @@ from distilbeam.transforms.errors import (
     SettingsError,
 )
 
-from .options import parse
+from .options import check_flags, is_in_process, parse
 
 __all__ = ["main"]
 
@@ -74,16 +73,15 @@ def _job(options: Namespace, flags: list[str]) -> int:
 
 
 def _launch(options: Namespace, flags: list[str], command: str, settings: dict[str, Any]) -> int:
-    from .progress import Progress
+    from .progress import TITLES, Progress
 
-    title = {"embed": "embedding", "classify": "classifying", "tokenize": "tokenizing"}.get(command, "featurizing")
-    how = "none" if options.quiet or not _in_process(flags) else options.progress
-    with Progress(how, title) as progress:
+    how = "none" if options.quiet or not _runs_here(flags) else options.progress
+    with Progress(how, TITLES[command]) as progress:
 
         def work() -> Any:
-            from . import run
+            from . import job
 
-            return getattr(run, command)(**settings, beam_options=flags)
+            return getattr(job, command)(**settings, beam_options=flags)
 
         summary = _interruptible(work, progress, settings["output"])
     if options.quiet:
@@ -181,12 +179,9 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _in_process(flags: Sequence[str]) -> bool:
-    """Whether the job runs in this very process, where its progress can be seen."""
-    words = [word for flag in flags for word in flag.split("=", 1)]
-    values = dict(itertools.pairwise(words))
-    runner, mode = values.get("--runner", "DirectRunner"), values.get("--direct_running_mode", "in_memory")
-    return runner in ("DirectRunner", "FnApiRunner") and mode != "multi_processing"
+def _runs_here(flags: Sequence[str]) -> bool:
+    # Without a flag the answer needs no Beam, which takes seconds to import.
+    return not flags or is_in_process(check_flags(flags))
 
 
 def _types(pairs: Sequence[str] | None) -> dict[str, str] | None:
@@ -198,10 +193,13 @@ def _types(pairs: Sequence[str] | None) -> dict[str, str] | None:
 
 def _quieten(level: str, flags: Sequence[str]) -> None:
     """Let pass what a user can act on: our own log, and of Beam's only what a runner elsewhere says."""
+    if level != "debug":
+        warnings.simplefilter("ignore")
     ours = getattr(logging, level.upper())
     # Not more than warnings even when debugging: what libraries say then may hold data and credentials.
-    others = logging.WARNING if level == "debug" else logging.CRITICAL if _in_process(flags) else logging.ERROR
-    runners = others if _in_process(flags) else logging.INFO
+    here = _runs_here(flags)
+    others = logging.WARNING if level == "debug" else logging.CRITICAL if here else logging.ERROR
+    runners = others if here else logging.INFO
 
     def wanted(record: logging.LogRecord) -> bool:
         if record.exc_info is not None or "Traceback" in record.getMessage():
@@ -215,8 +213,6 @@ def _quieten(level: str, flags: Sequence[str]) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     handler.addFilter(wanted)
     logging.basicConfig(handlers=[handler], level=min(ours, runners, others), force=True)
-    if level != "debug":
-        warnings.simplefilter("ignore")
 
 
 def _console() -> Any:

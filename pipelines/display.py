@@ -14,7 +14,7 @@ from .progress import duration
 
 if TYPE_CHECKING:
     from .inspection import Inspection
-    from .run import Summary
+    from .job import Summary
 
 __all__ = ["show_inspection", "show_summary", "size"]
 
@@ -29,7 +29,7 @@ def show_summary(summary: Summary, console: Console) -> None:
     told = [f"{summary.rows:,} rows, {summary.tokens:,} tokens in {duration(summary.seconds)}{speed}"]
     shares = [
         f"truncated {_share(summary.truncated, summary.rows)}",
-        f"rejected {_share(summary.rejected, summary.read)}",
+        f"rejected {_share(summary.rejects, summary.read)}",
     ]
     if summary.padding is not None:
         shares.insert(0, f"padding {summary.padding:.1%}")
@@ -37,7 +37,7 @@ def show_summary(summary: Summary, console: Console) -> None:
     if summary.resumed:
         told.append(f"{summary.resumed:,} of {summary.splits:,} splits were finished before and not redone")
     told.append(f"{summary.output}: {_plural(summary.shards, 'shard')}, {size(summary.bytes)}")
-    if summary.rejected:
+    if summary.rejects:
         told.append(f"rejected rows, with reasons: {summary.output.rstrip('/')}/_rejects")
     for line in told:
         console.print(Text(line), soft_wrap=True)
@@ -45,16 +45,18 @@ def show_summary(summary: Summary, console: Console) -> None:
 
 def show_inspection(found: Inspection, console: Console) -> None:
     """Tables on an output folder."""
-    model, settings = found.model, found.model.get("settings", {})
-    facts = [
-        ("output", f"{found.output}: {found.rows:,} rows, {_plural(found.shards, 'shard')}, {size(found.bytes)}"),
-        ("model", " @ ".join(filter(None, (model.get("id"), model.get("revision"))))),
-        ("weights", f"sha256 {model.get('weights_sha256')}"),
-        ("tokenizer", f"sha256 {model.get('tokenizer_sha256')}"),
-        ("settings", _pairs({name: value for name, value in settings.items() if name != "model"})),
-        ("compute", _pairs(model.get("compute") or {})),
-        ("version", f"distilbeam {model.get('version')}"),
-    ]
+    facts = [("output", f"{found.output}: {found.rows:,} rows, {_plural(found.shards, 'shard')}, {size(found.bytes)}")]
+    for stage, model in enumerate(found.models):
+        settings = model.get("settings") or {}
+        computes = [compute for compute in found.computes if compute["stage"] == stage]
+        facts += [
+            ("model", " @ ".join(filter(None, (model.get("id"), model.get("revision"))))),
+            ("weights", f"sha256 {model.get('weights_sha256')}"),
+            ("tokenizer", f"sha256 {model.get('tokenizer_sha256')}"),
+            ("settings", _pairs({name: value for name, value in settings.items() if name != "model"})),
+            *(("compute", _compute(compute, len(computes) > 1)) for compute in computes),
+            ("version", f"distilbeam {model.get('version')}"),
+        ]
     if found.tokens:
         tokens = found.tokens
         facts.append(
@@ -170,6 +172,11 @@ def _value(value: Any) -> str:
 
 def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} {_value(value)}" for name, value in values.items() if value not in (None, ""))
+
+
+def _compute(compute: dict[str, Any], several: bool) -> str:
+    told = _pairs({name: value for name, value in compute.items() if name not in ("stage", "splits")})
+    return f"{told} ({_plural(compute['splits'], 'split')})" if several else told
 
 
 def _clean(text: str) -> Text:

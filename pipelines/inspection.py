@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,9 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.json import ParseOptions, ReadOptions, open_json
 
-from distilbeam.transforms.errors import InputError, OutputError
-from distilbeam.transforms.filesystems import join, open_input
-from distilbeam.transforms.manifest import MANIFEST, Manifest, find_manifest
+from distilbeam.transforms.errors import InputError, OutputError, SettingsError
+from distilbeam.transforms.filesystems import join
+from distilbeam.transforms.formats.base import detect
+from distilbeam.transforms.formats.lines import open_stream
+from distilbeam.transforms.manifest import MANIFEST, Manifest, feature_columns, find_manifest
 
 __all__ = ["Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
 
@@ -27,6 +30,12 @@ _BATCH_ROWS = 8192
 _BLOCK_BYTES = 64 << 20
 _LABELS = 1000
 _REJECTS = 5
+_COUNTED = {
+    "label": pa.string(),
+    "token_count": pa.int32(),
+    "truncated": pa.bool_(),
+    "embedding": pa.list_(pa.float64()),
+}
 _REJECT_COLUMNS = ("source", "row", "line", "id", "stage", "error", "reason", "length")
 
 
@@ -74,7 +83,8 @@ class Inspection:
         shards: number of shards.
         bytes: bytes of all shards.
         columns: name and Arrow type of each column.
-        model: the model that made it, as the manifest has it.
+        models: the models that made it, in order, as the manifest has them.
+        computes: each device and dtype they ran in, with its ``stage`` (position of the model) and number of splits.
         rejects: rows set aside.
         labels: rows by label, most first; None without labels.
         tokens: lengths of the texts; None without a token count.
@@ -87,7 +97,8 @@ class Inspection:
     shards: int
     bytes: int
     columns: dict[str, str]
-    model: dict[str, Any]
+    models: list[dict[str, Any]]
+    computes: list[dict[str, Any]]
     rejects: Rejects
     labels: dict[str, int] | None
     tokens: TokenCounts | None
@@ -102,21 +113,26 @@ class Inspection:
 def inspect(output: str, rows: int = 5) -> Inspection:
     """Look into an output folder; all shards are read, a batch at a time.
 
+    Where several models have added a feature, it is the first one's that is counted.
+
     Args:
         output: a folder that distilbeam has written, or its URL.
         rows: rows to show as they are.
 
     Raises:
+        SettingsError: ``rows`` is negative.
         InputError: there is no finished output.
         OutputError: its files are not what its manifest says.
     """
+    if rows < 0:
+        raise SettingsError(f"rows is {rows}; give a whole number from 0")
     manifest = find_manifest(output)
     if manifest is None:
         raise InputError(f"{output} holds no finished output: there is no {join(output, MANIFEST)}")
-    model = manifest.model or {}
     shards = [join(output, shard.path) for shard in manifest.shards]
-    names = [name for name, _ in manifest.schema]
-    statistics = _Statistics(model.get("settings", {}).get("prefix", ""), names)
+    kinds = dict(manifest.schema)
+    columns = feature_columns(manifest.models, kinds)
+    statistics = _Statistics(columns)
     counted = 0
     try:
         for batch in _batches(shards, statistics.fields):
@@ -135,12 +151,15 @@ def inspect(output: str, rows: int = 5) -> Inspection:
         rows=manifest.rows,
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
-        columns={name: _type_name(kind) for name, kind in manifest.schema},
-        model=model,
+        columns={name: _type_name(kind) for name, kind in kinds.items()},
+        models=list(manifest.models),
+        computes=manifest.computes,
         rejects=rejects,
         labels=statistics.labels(),
         tokens=statistics.tokens(),
-        vectors=statistics.vectors(model.get("settings", {}).get("embedding_dtype", "float32")),
+        vectors=statistics.vectors(
+            "float16" if "halffloat" in kinds.get(columns.get("embedding", ""), "") else "float32"
+        ),
         sample=sample,
     )
 
@@ -148,8 +167,9 @@ def inspect(output: str, rows: int = 5) -> Inspection:
 def _batches(urls: Sequence[str], fields: Mapping[str, pa.DataType | None]) -> Iterator[pa.RecordBatch]:
     """Some columns of all files, a batch at a time."""
     for url in urls:
-        with open_input(url) as stream:
-            if url.endswith(".parquet"):
+        format, compression = detect(url)
+        with open_stream(url, compression) as stream:
+            if format == "parquet":
                 with pq.ParquetFile(stream) as file:
                     yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=list(fields))
             else:
@@ -161,13 +181,14 @@ def _batches(urls: Sequence[str], fields: Mapping[str, pa.DataType | None]) -> I
 def _rows(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of all files."""
     for url in urls:
-        with open_input(url) as stream:
-            if url.endswith(".parquet"):
+        format, compression = detect(url)
+        with open_stream(url, compression) as stream:
+            if format == "parquet":
                 with pq.ParquetFile(stream) as file:
                     for batch in file.iter_batches(batch_size=16):
                         yield from batch.to_pylist()
             else:
-                yield from map(json.loads, stream)
+                yield from map(json.loads, io.BufferedReader(stream))
 
 
 def _rejects(output: str, manifest: Manifest) -> Rejects:
@@ -186,18 +207,12 @@ def _rejects(output: str, manifest: Manifest) -> Rejects:
 
 
 class _Statistics:
-    """What is counted over the batches of the feature columns."""
+    """What is counted over the batches of the feature columns, whose names are given by feature."""
 
-    def __init__(self, prefix: str, names: Collection[str]) -> None:
-        self._label, self._count = f"{prefix}label", f"{prefix}token_count"
-        self._truncated, self._embedding = f"{prefix}truncated", f"{prefix}embedding"
-        known = {
-            self._label: pa.string(),
-            self._count: pa.int32(),
-            self._truncated: pa.bool_(),
-            self._embedding: pa.list_(pa.float64()),
-        }
-        self.fields = {name: kind for name, kind in known.items() if name in names}
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self._label, self._count = columns.get("label"), columns.get("token_count")
+        self._truncated, self._embedding = columns.get("truncated"), columns.get("embedding")
+        self.fields = {columns[feature]: kind for feature, kind in _COUNTED.items() if feature in columns}
         """Columns that are counted, with their types in JSON."""
         self._labels: Counter[str] = Counter()
         self._lengths = np.zeros(0, dtype=np.int64)
@@ -207,18 +222,18 @@ class _Statistics:
         self._norm_sum, self._norm_low, self._norm_high = 0.0, np.inf, -np.inf
 
     def add(self, batch: pa.RecordBatch) -> None:
-        if self._label in self.fields:
+        if self._label:
             for entry in pc.value_counts(batch[self._label].drop_null()).to_pylist():
                 if entry["values"] in self._labels or len(self._labels) < _LABELS:
                     self._labels[entry["values"]] += entry["counts"]
-        if self._count in self.fields:
+        if self._count:
             lengths = np.bincount(batch[self._count].drop_null().to_numpy(zero_copy_only=False))
             size = max(len(lengths), len(self._lengths))
             self._lengths = np.pad(self._lengths, (0, size - len(self._lengths)))
             self._lengths[: len(lengths)] += lengths
-        if self._truncated in self.fields:
+        if self._truncated:
             self._cut += batch[self._truncated].true_count
-        if self._embedding in self.fields:
+        if self._embedding:
             self._add_vectors(batch[self._embedding].drop_null())
 
     def _add_vectors(self, column: pa.Array) -> None:
@@ -236,11 +251,11 @@ class _Statistics:
             self._norm_high = max(self._norm_high, float(finite.max()))
 
     def labels(self) -> dict[str, int] | None:
-        return dict(self._labels.most_common()) if self._label in self.fields else None
+        return dict(self._labels.most_common()) if self._label else None
 
     def tokens(self) -> TokenCounts | None:
         counts = self._lengths
-        if self._count not in self.fields or not counts.sum():
+        if not self._count or not counts.sum():
             return None
         reached, lengths = np.cumsum(counts), np.flatnonzero(counts)
 
@@ -257,7 +272,7 @@ class _Statistics:
         )
 
     def vectors(self, dtype: str) -> Vectors | None:
-        if self._embedding not in self.fields:
+        if not self._embedding:
             return None
         finite = self._vectors - self._non_finite
         return Vectors(

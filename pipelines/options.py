@@ -10,15 +10,18 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from distilbeam import __version__
 from distilbeam.transforms.errors import SettingsError
+from distilbeam.transforms.names import FEATURES
 
-__all__ = ["COMMANDS", "beam_flags", "check_flags", "parse"]
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
-# As in featurization.py, which takes longer to import than help may take.
-FEATURES = ("embedding", "label", "score", "scores", "input_ids")
+__all__ = ["COMMANDS", "beam_flags", "check_flags", "is_direct", "is_in_process", "parse"]
+
+_DIRECT = ("", "direct", "directrunner", "fnapi", "fnapirunner")
 
 COMMANDS = {
     "embed": "one vector for each text",
@@ -128,8 +131,8 @@ def beam_flags() -> set[str]:
     return set(re.findall(r"""['"](--[a-z0-9][\w-]*)['"]""", source))
 
 
-def check_flags(flags: Sequence[str]) -> None:
-    """Have Beam check the values of its options.
+def check_flags(flags: Sequence[str]) -> PipelineOptions:
+    """The options of Beam, once it has checked their values.
 
     Raises:
         SettingsError: a value is wrong.
@@ -139,9 +142,25 @@ def check_flags(flags: Sequence[str]) -> None:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            PipelineOptions(list(flags)).get_all_options(retain_unknown_options=True)
+            options = PipelineOptions(list(flags))
+            options.get_all_options(retain_unknown_options=True)
     except SystemExit:
         raise SettingsError(complaint.getvalue().strip().rpartition("error: ")[2]) from None
+    return options
+
+
+def is_direct(options: PipelineOptions) -> bool:
+    """Whether Beam's runner for one machine, which is also the default, runs the job; Beam takes names in any case."""
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    return (options.view_as(StandardOptions).runner or "").lower() in _DIRECT
+
+
+def is_in_process(options: PipelineOptions) -> bool:
+    """Whether the job runs in this very process, where it can be watched."""
+    from apache_beam.options.pipeline_options import DirectOptions
+
+    return is_direct(options) and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
 
 
 def _check_names(flags: Iterable[str], own: set[str], beam: set[str]) -> None:
@@ -169,10 +188,14 @@ def _suggest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, not {text!r}")
     return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    return _count(text, 0)
 
 
 def _parser() -> _Parser:
@@ -201,7 +224,7 @@ def _parser() -> _Parser:
             _add_run(command)
         elif name == "inspect":
             command.add_argument("output", metavar="OUTPUT", help="folder that distilbeam has written, or its URL")
-            command.add_argument("--rows", type=int, default=5, metavar="N", help="rows to show (default 5)")
+            command.add_argument("--rows", type=_count_or_none, default=5, metavar="N", help="rows to show (default 5)")
             command.add_argument("--json", action="store_true", help="print everything as JSON")
         else:
             command.add_argument(
@@ -282,7 +305,9 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
             metavar="D",
             help="auto, cpu, cuda or cuda:N (default auto, chosen on the worker)",
         )
-        group.add_argument("--threads", type=_count, metavar="N", help="threads of the model (default: all cores)")
+        group.add_argument(
+            "--threads", type=_count, metavar="N", help="threads of the model (default: as torch sees fit)"
+        )
     group = parser.add_argument_group("features")
     if command == "featurize":
         group.add_argument(
@@ -326,6 +351,15 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--rejects-include-text", action="store_true", help="write the text of rejected rows too")
     group.add_argument("--output-format", choices=("parquet", "jsonl"), default="parquet", help="default parquet")
+    group.add_argument(
+        "--compression",
+        choices=("auto", "zstd", "gzip", "snappy", "lz4", "none"),
+        default="auto",
+        help="of the files written; snappy and lz4 for Parquet only (default auto: zstd for Parquet, none for jsonl)",
+    )
+    group.add_argument(
+        "--max-shard-bytes", type=_count, metavar="N", help="largest file that is written (default 268435456)"
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,10 @@ from typing import Protocol, TextIO
 from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.splits import Split
 
-__all__ = ["Planned", "Progress", "duration"]
+__all__ = ["TITLES", "Planned", "Progress", "duration"]
+
+TITLES = {"embed": "embedding", "classify": "classifying", "tokenize": "tokenizing", "featurize": "featurizing"}
+"""What each command does."""
 
 _LOG_SECONDS = 10.0
 

@@ -14,15 +14,13 @@ import pyarrow.compute as pc
 from .checks import whole_number
 from .errors import InputError, SettingsError
 from .metrics import LIVE
+from .names import FEATURES
 from .provenance import REJECT_CHARACTERS, REJECT_ID_CHARACTERS, ROW, Provenance, Reject
 
 if TYPE_CHECKING:
     from .encoder import Encoder
 
 __all__ = ["FEATURES", "FeatureSpec", "document_texts", "featurize"]
-
-FEATURES = ("embedding", "label", "score", "scores", "input_ids")
-"""What can be asked for; ``token_count`` and ``truncated`` always come along."""
 
 _POOLING = ("mean", "cls", "max")
 _VECTOR_DTYPES = ("float32", "float16")

@@ -141,7 +141,7 @@ def test_functions_do_what_the_commands_do(model: str, corpus: str, tmp_path: Pa
     assert list(table.columns) == ["id", "stars", "embedding", "token_count", "truncated"]
     assert table.embedding[0].dtype == np.float16
     assert summary is not None
-    assert (summary.rows, summary.rejected, summary.read) == (300, 2, 302)
+    assert (summary.rows, summary.rejects, summary.read) == (300, 2, 302)
     assert summary.tokens == table.token_count.sum()
     with pytest.raises(OutputExistsError, match="already holds"):
         pipelines.embed(model, input=corpus, text="review", output=str(function))
@@ -338,7 +338,7 @@ def test_a_terminal_shows_a_bar_with_rows_and_speed(model: str, long_corpus: Pat
 
 
 def test_the_demo_shows_what_it_runs_and_what_came_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--progress", "none"]) == 0
@@ -351,8 +351,11 @@ def test_the_demo_shows_what_it_runs_and_what_came_out(
     before = [path.read_bytes() for path in visible(Path("demo-output"))]
     assert main([*command.split(), "--if-exists", "overwrite", "--quiet"]) == 0
     assert [path.read_bytes() for path in visible(Path("demo-output"))] == before
-    # It replaces its own output, and no other.
+    # It replaces its own output, and no other, even of the same file.
     assert main(["demo", "--quiet"]) == 0
+    for more in (["--keep", "id"], ["--pooling", "cls"], ["--model", model]):
+        assert main([*command.split(), "--if-exists", "overwrite", "--quiet", "--output", "changed", *more]) == 0
+        assert main(["demo", "--quiet", "--output", "changed"]) == 2
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.parquet").write_bytes(b"PAR1")
     assert main(["demo", "--output", "other"]) == 2

@@ -75,7 +75,7 @@ def test_numbers_are_those_of_a_recount(output: Path, model: str) -> None:
         (vectors.mean_norm, vectors.minimum_norm, vectors.maximum_norm), (norms.mean(), norms.min(), norms.max())
     )
     assert [row["id"] for row in found.sample] == list(table.id[:3])
-    assert found.model["id"] == model
+    assert [made["id"] for made in found.models] == [model]
 
 
 def test_rejects_are_counted_and_named(output: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from distilbeam.pipelines import options
+from distilbeam.pipelines import cli, options
 from distilbeam.pipelines.cli import main
 from distilbeam.transforms.errors import SettingsError
 
@@ -112,6 +112,9 @@ def test_options_of_beam_are_left_in_order() -> None:
         (["embed", *REQUIRED, "--max-length", "0"], "a whole number from 1, not '0'"),
         (["embed", *REQUIRED, "--dtype", "int8"], "'int8'"),
         (["inspect"], "missing OUTPUT"),
+        (["inspect", "o", "--rows", "-1"], "a whole number from 0, not '-1'"),
+        (["embed", *REQUIRED, "--max-shard-bytes", "0"], "a whole number from 1, not '0'"),
+        (["embed", *REQUIRED, "--compression", "lzma"], "'lzma'"),
         (["inspect", "o", "--jsn"], "did you mean --json?"),
     ],
 )
@@ -131,7 +134,20 @@ def test_a_wrong_value_of_a_beam_option_is_a_settings_error() -> None:
         options.check_flags(["--num_workers=many"])
 
 
-def test_the_features_offered_are_those_there_are() -> None:
-    from distilbeam.transforms.featurization import FEATURES
-
-    assert options.FEATURES == FEATURES
+@pytest.mark.parametrize(
+    ("flags", "direct", "here"),
+    [
+        ([], True, True),
+        (["--runner=directrunner"], True, True),
+        (["--runner", "direct"], True, True),
+        (["--runner", "FnApiRunner", "--direct_running_mode=multi_threading"], True, True),
+        (["--runner=DIRECT", "--direct_running_mode", "multi_processing"], True, False),
+        (["--direct_running_mode=multi_processing", "--direct_num_workers=2"], True, False),
+        (["--runner=FlinkRunner"], False, False),
+        (["--runner=InteractiveRunner"], False, False),
+    ],
+)
+def test_where_a_job_runs(flags: list[str], direct: bool, here: bool) -> None:
+    asked = options.check_flags(flags)
+    assert (options.is_direct(asked), options.is_in_process(asked)) == (direct, here)
+    assert cli._runs_here(flags) == here

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -19,17 +19,16 @@ from distilbeam.transforms.encoder import check_spec
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
 from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize
-from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.manifest import Manifest, load_manifest
 from distilbeam.transforms.metrics import LIVE
 
 from .failures import recover
-from .options import check_flags
-from .progress import Planned, Progress
+from .options import check_flags, is_direct, is_in_process
+from .progress import TITLES, Planned, Progress
 
 __all__ = ["Summary", "classify", "embed", "featurize", "run", "tokenize"]
 
 _FAILED = ("FAILED", "CANCELLED")
-_LOCAL = (None, "DirectRunner", "FnApiRunner", "direct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,35 +38,35 @@ class Summary:
     Attributes:
         output: the folder it has written.
         rows: rows of the output.
-        rejected: rows set aside.
+        rejects: rows set aside.
         tokens: tokens of all rows, special tokens included.
         truncated: rows of which the model has seen only the beginning.
         seconds: how long the job ran.
-        tokens_per_second: tokens of this run over ``seconds``; None if nothing ran.
+        tokens_per_second: tokens of this run over ``seconds``; None if nothing ran, or it is not known how much.
         padding: share of padding in what the model computed; None where that was not measured.
         splits: splits of the input.
-        resumed: splits that an earlier run had finished.
+        resumed: splits that an earlier run had finished; None where that was not measured.
         shards: files of the output.
         bytes: bytes of these files.
     """
 
     output: str
     rows: int
-    rejected: int
+    rejects: int
     tokens: int
     truncated: int
     seconds: float
     tokens_per_second: float | None
     padding: float | None
     splits: int
-    resumed: int
+    resumed: int | None
     shards: int
     bytes: int
 
     @property
     def read(self) -> int:
         """Rows of the input."""
-        return self.rows + self.rejected
+        return self.rows + self.rejects
 
 
 def embed(model: str, **settings: Any) -> Summary | None:
@@ -104,10 +103,14 @@ def run(
     nulls: str = "reject",
     split_bytes: int | None = None,
     batch_rows: int | None = None,
+    batch_bytes: int | None = None,
+    max_line_bytes: int | None = None,
     if_exists: str = "error",
-    max_rejects: int | str = "1%",
+    max_rejects: int | str | None = "1%",
     rejects_include_text: bool = False,
     output_format: str = "parquet",
+    compression: str = "auto",
+    max_shard_bytes: int | None = None,
     beam_options: Sequence[str] = (),
     progress: str = "none",
 ) -> Summary | None:
@@ -126,10 +129,14 @@ def run(
         nulls: ``reject`` or ``keep`` rows without a text.
         split_bytes: bytes of text in a split, the unit of work and of retry.
         batch_rows: rows of a record batch, which are sorted together.
+        batch_bytes: bytes of a record batch, at most.
+        max_line_bytes: a longer line is rejected.
         if_exists: what to do with an output that is there: ``error``, ``overwrite`` or ``resume``.
-        max_rejects: rows that may be set aside, a count or a share such as ``1%``.
+        max_rejects: rows that may be set aside, a count, a share such as ``1%``, or None for any number.
         rejects_include_text: whether rejects hold the text.
         output_format: ``parquet`` or ``jsonl``.
+        compression: of the files written: ``auto``, ``zstd``, ``gzip``, ``none``; for Parquet also ``snappy``, ``lz4``.
+        max_shard_bytes: largest file that is written.
         beam_options: options of Apache Beam, as on the command line. Without ``--runner`` the job runs in this process.
         progress: ``none``, ``log``, ``bar`` or ``auto``.
 
@@ -140,14 +147,19 @@ def run(
     Raises:
         DistilbeamError: a setting, an input, the model or the output is wrong, or too many rows were rejected.
     """
-    check_flags(beam_options)
-    options = PipelineOptions(list(beam_options))
-    local = options.view_as(StandardOptions).runner in _LOCAL
+    options = check_flags(beam_options)
+    local, here = is_direct(options), is_in_process(options)
+    transform = _reading(transform, text, separator)
     if local:
         check_spec(Checkpoint.open(transform.model), transform.spec)
-    given = {"split_bytes": split_bytes, "batch_rows": batch_rows}
-    sizes: dict[str, Any] = {name: size for name, size in given.items() if size is not None}
-    writing = WriteFeatures(output, format=output_format, if_exists=if_exists, max_rejects=max_rejects)
+    writing = WriteFeatures(
+        output,
+        format=output_format,
+        if_exists=if_exists,
+        max_rejects=max_rejects,
+        compression=compression,
+        **_given(max_shard_bytes=max_shard_bytes),
+    )
     skip = writing.finished(transform.settings)
     documents = ReadDocuments(
         input,
@@ -159,11 +171,14 @@ def run(
         separator=separator,
         nulls=nulls,
         rejects_include_text=rejects_include_text,
-        skip=Planned(skip) if local else skip,
-        **sizes,
+        skip=Planned(skip) if here else skip,
+        **_given(
+            split_bytes=split_bytes, batch_rows=batch_rows, batch_bytes=batch_bytes, max_line_bytes=max_line_bytes
+        ),
     )
     start = time.monotonic()
-    with Progress(progress if local else "none", type(transform).__name__.lower()):
+    title = TITLES.get(type(transform).__name__.lower(), "featurizing")
+    with Progress(progress if here else "none", title):
         pipeline = _pipeline(options, local)
         _ = pipeline | documents | transform | writing
         try:
@@ -179,12 +194,14 @@ def run(
     if state in _FAILED:
         raise DistilbeamError(f"the job has ended in the state {state}; the runner's log tells why")
     try:
-        return _summary(output, time.monotonic() - start, local)
+        manifest = load_manifest(output)
     except DistilbeamError:
         if local:
             raise
         # The workers can reach places that this machine cannot.
         return None
+    seconds = time.monotonic() - start
+    return _watched(manifest, output, seconds) if here else _unwatched(manifest, output, seconds, if_exists)
 
 
 def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Summary | None:
@@ -201,21 +218,55 @@ def _pipeline(options: PipelineOptions, local: bool) -> beam.Pipeline:
         raise SettingsError(" ".join(str(error).split())) from None
 
 
-def _summary(output: str, seconds: float, local: bool) -> Summary:
-    manifest = load_manifest(output)
+def _reading(transform: Featurize, text: str | Sequence[str], separator: str) -> Featurize:
+    """The transform with the text columns in its own settings, so that the output says what it was made of."""
+    spec = transform.spec
+    columns = (text,) if isinstance(text, str) else tuple(text)
+    transform = copy.copy(transform)
+    transform.spec = replace(
+        spec,
+        text=spec.text or columns,
+        separator=separator if spec.separator is None else spec.separator,
+    )
+    return transform
+
+
+def _given(**sizes: int | None) -> dict[str, Any]:
+    return {name: size for name, size in sizes.items() if size is not None}
+
+
+def _watched(manifest: Manifest, output: str, seconds: float) -> Summary:
+    """The summary of a job that has run in this process."""
+    live = LIVE.read()
+    return replace(
+        _summary(manifest, output, seconds),
+        tokens_per_second=live["tokens"] / seconds if live["tokens"] else None,
+        padding=1 - live["tokens"] / live["slots"] if live["slots"] else None,
+        resumed=live["finished_splits"],
+    )
+
+
+def _unwatched(manifest: Manifest, output: str, seconds: float, if_exists: str) -> Summary:
+    """The summary of a job of which only the output is known."""
+    summary = _summary(manifest, output, seconds)
+    if if_exists == "resume":
+        return summary
+    return replace(summary, tokens_per_second=summary.tokens / seconds if summary.tokens else None, resumed=0)
+
+
+def _summary(manifest: Manifest, output: str, seconds: float) -> Summary:
     done = manifest.statistics
-    live = LIVE.read() if local else Counter(tokens=done.tokens or 0)
     return Summary(
         output=output,
         rows=manifest.rows,
-        rejected=manifest.rejects,
+        rejects=manifest.rejects,
         tokens=done.tokens or 0,
         truncated=done.truncated or 0,
         seconds=seconds,
-        tokens_per_second=live["tokens"] / seconds if live["tokens"] else None,
-        padding=1 - live["tokens"] / live["slots"] if live["slots"] else None,
+        tokens_per_second=None,
+        padding=None,
         splits=len(manifest.records),
-        resumed=live["finished_splits"],
+        resumed=None,
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
     )
