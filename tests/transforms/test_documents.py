@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import pickle
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
+from distilbeam.transforms import planning
 from distilbeam.transforms.coders import RecordBatchCoder
-from distilbeam.transforms.documents import ReadDocuments, read_split
+from distilbeam.transforms.documents import MAX_REJECTS, ReadDocuments, read_split
 from distilbeam.transforms.errors import InputError, SettingsError
-from distilbeam.transforms.planning import plan_splits
+from distilbeam.transforms.formats.base import unify
+from distilbeam.transforms.planning import plan_splits, read_schema
 from distilbeam.transforms.provenance import ROW, Provenance
 from distilbeam.transforms.read_settings import ReadSettings
+from distilbeam.transforms.splits import Split
 
 ROWS: list[dict[str, Any]] = [
     {"id": str(n), "text": text}
@@ -221,8 +225,24 @@ def test_files_of_different_schemas_are_unified(tmp_path: Path, read: Any) -> No
     pq.write_table(pa.table({"text": ["d"], "n": ["five"]}), tmp_path / "d.parquet")
     with pytest.raises(InputError, match=r"column 'n' is int64 in .*b\.parquet' but string in .*d\.parquet'"):
         read(tmp_path)
+    pq.write_table(pa.table({"text": ["b"], "n": pa.array([2], pa.int16())}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match=r"column 'n' is int64 in .*b\.parquet' but string in .*d\.parquet'"):
+        read(tmp_path)  # and not "int64 in c.parquet", which changed nothing
     assert len(read(tmp_path, keep=["extra"]).rows) == 4
-    assert [row["n"] for row in read(tmp_path, types={"n": "string"}).rows] == ["1", "2", None, "five"]
+    assert [row["n"] for row in read(tmp_path, types={"n": "string"}).rows] == ["1", "2", "2", "five"]
+
+
+def test_many_files_of_few_schemas_are_unified_schema_by_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(24):
+        kind = (pa.int32(), pa.int64(), pa.int16())[number % 3]
+        pq.write_table(pa.table({"text": ["a"], "n": pa.array([1], kind)}), tmp_path / f"{number:02}.parquet")
+    calls = []
+    monkeypatch.setattr(planning, "unify", lambda fields: calls.append(fields) or unify(fields))
+    (split,) = plan_splits(ReadSettings(path=str(tmp_path)))
+    assert read_schema(split) == pa.schema([("text", pa.string()), ("n", pa.int64())])
+    assert len(calls) == 2
 
 
 def test_small_files_share_a_split_and_parts_do_not_mix(tmp_path: Path, read: Any) -> None:
@@ -233,6 +253,34 @@ def test_small_files_share_a_split_and_parts_do_not_mix(tmp_path: Path, read: An
     assert len(found.splits) == 1
     assert [batch.num_rows for batch in found.batches] == [1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1]
     assert found.texts == [str(number) for number in range(10)]
+
+
+def test_the_id_of_a_split_is_computed_once_however_many_parts_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        write(tmp_path, f"{number:02}.jsonl", [{"text": str(number)}])
+    settings = ReadSettings(path=str(tmp_path))
+    (split,) = plan_splits(settings)
+    expected = split.id
+    calls = []
+    monkeypatch.setattr(Split, "id", property(lambda self: calls.append(self) or expected))
+    notes = [Provenance.of(batch) for batch in read_split(split, settings)]
+    assert [(note.part, note.split, note.source) for note in notes if note] == [
+        (number, expected, part.source) for number, part in enumerate(split.parts)
+    ]
+    assert len(calls) == 1
+
+
+def test_a_batch_tells_a_bounded_number_of_rejects(tmp_path: Path, read: Any) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join('{"text": null}\n' if n % 3 else "{broken\n" for n in range(3500)) + '{"text": "a"}\n')
+    found = read(path)
+    assert found.texts == ["a"]
+    assert [reject.row for reject in found.rejects] == list(range(1, 3501))
+    counts = [len(note.rejects) for batch in found.batches if (note := Provenance.of(batch))]
+    assert max(counts) <= MAX_REJECTS
+    assert sum(counts) == 3500
 
 
 def test_a_large_row_group_is_cut_into_row_ranges(tmp_path: Path, read: Any) -> None:
@@ -333,6 +381,30 @@ def test_wrong_settings_fail_at_construction(settings: dict[str, Any], message: 
     with pytest.raises(SettingsError, match=message) as caught:
         ReadDocuments(**{"path": "x.jsonl", **settings})
     assert "secret" not in str(caught.value)
+
+
+def test_every_setting_reaches_the_reader() -> None:
+    given: dict[str, Any] = {
+        "path": ["a.csv", "b.csv"],
+        "text": ["title", "body"],
+        "keep": ["n"],
+        "format": "csv",
+        "nulls": "keep",
+        "id": "key",
+        "separator": "|",
+        "types": {"n": "int64"},
+        "split_bytes": 11,
+        "batch_rows": 12,
+        "batch_bytes": 13,
+        "max_line_bytes": 14,
+        "rejects_include_text": True,
+    }
+    assert given.keys() == {field.name for field in fields(ReadSettings)}
+    assert ReadDocuments(**given).settings == ReadSettings(**given)
+    assert ReadDocuments("a.csv").settings == ReadSettings(path="a.csv")
+    settings = ReadSettings(path="a.csv", text="body", keep=["n"], types={"n": "int8"})
+    assert (settings.path, settings.text, settings.keep) == (("a.csv",), ("body",), ("n",))
+    assert settings.types == {"n": pa.int8()}
 
 
 def test_in_a_pipeline_on_memory_with_finished_splits(read: Any) -> None:

@@ -132,6 +132,8 @@ def test_an_output_beside_the_input_is_no_input(root: str) -> None:
         ("http://169.254.169.254/latest", "cannot use http://"),
         ("reference://x", "cannot use reference://"),
         ("nosuch://x", "cannot use nosuch://"),
+        ("hdfs://host/x", "cannot use hdfs://"),  # writes in place
+        ("dbfs://x", "cannot use dbfs://"),
     ],
 )
 def test_urls_that_are_refused(url: str, message: str) -> None:

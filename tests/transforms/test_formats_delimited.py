@@ -104,6 +104,36 @@ def test_empty_fields_and_odd_files(tmp_path: Path, read: Any) -> None:
     assert read(path, text="text\nx").rows == [{"text\nx": "a", "n": "1"}]
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("d.csv", b"x" * 140_000 + b",text\n1,a\n", "a name of more than 131072 characters"),
+        ("d.csv", b'"text,n\n1,a\n', "a quote that opens in the header is never closed"),
+        ("d.csv", b"text," + b"n" * 100 + b"\na,1\n", "header cannot be read: the line is longer than max_line_bytes"),
+        (
+            "d.tsv",
+            b"text\t" + b"n" * 100 + b"\na\t1\n",
+            "header cannot be read: the line is longer than max_line_bytes",
+        ),
+    ],
+)
+def test_a_header_that_cannot_be_read_is_told_with_the_file(
+    tmp_path: Path, read: Any, name: str, data: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"cannot read '.*{name}': .*{message}"):
+        read(tmp_path / name, max_line_bytes=100 if len(data) < 1000 else 1 << 20)
+
+
+def test_a_long_row_does_not_hide_the_header(tmp_path: Path, read: Any) -> None:
+    for name, separator in (("d.csv", ","), ("d.tsv", "\t")):
+        path = tmp_path / name
+        path.write_text(separator.join(("text", "n")) + "\n" + "x" * 50 + separator + "1\n" + f"a{separator}2\n")
+        found = read(path, max_line_bytes=20)
+        assert found.rows == [{"text": "a", "n": "2"}]
+        assert [error for _, error in found.bad] == ["LineTooLong"]
+
+
 def test_columns_are_found_by_name_in_every_file(tmp_path: Path, read: Any) -> None:
     (tmp_path / "a.csv").write_text("text,n\na,1\n")
     (tmp_path / "b.tsv").write_text("n\textra\ttext\n2\te\tb\n")

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilbeam.transforms.formats.lines import BadLine, read_blocks
+from distilbeam.transforms.formats.lines import BadLine, Block, parse, read_blocks
 
 NASTY = {
     "plain": b"one\ntwo\nthree\n",
@@ -128,6 +129,27 @@ def test_a_huge_line_is_not_held(tmp_path: Path) -> None:
     assert not isinstance(blocks[1], BadLine)
     assert blocks[1].line(0) == b"ok"
     assert peak < 24 << 20
+
+
+@pytest.mark.parametrize("bad", [lambda n: True, lambda n: n % 2, lambda n: n % 100 == 7, lambda n: n == 999])
+def test_bad_lines_are_found_in_few_attempts(bad: Any) -> None:
+    lines = [b"bad" if bad(n) else b"good %d" % n for n in range(1000)]
+    (block,) = read_blocks(io.BytesIO(b"\n".join(lines) + b"\n"), max_line_bytes=100)
+    assert isinstance(block, Block)
+    attempts = []
+
+    def parser(part: Block) -> pa.RecordBatch:
+        attempts.append(len(part))
+        if b"bad" in part.data:
+            raise pa.ArrowInvalid("bad")
+        return pa.record_batch({"line": part.strings()})
+
+    batches, numbers, rejects = parse(block, parser, lambda line: ("Bad", "it is bad", None), include_text=False)
+    good = [n for n in range(1000) if not bad(n)]
+    assert [line for batch in batches for line in batch["line"].to_pylist()] == [f"good {n}" for n in good]
+    assert numbers.tolist() == [n + 1 for n in good]
+    assert [reject.row for reject in rejects] == [n + 1 for n in range(1000) if bad(n)]
+    assert len(attempts) < min(1300, 30 * len(rejects) + 1)
 
 
 @pytest.mark.parametrize("name", ["jsonl", "tsv", "txt"])
