@@ -4,8 +4,10 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +79,12 @@ def test_every_public_name_is_documented(name: str) -> None:
     # A dataclass without a docstring gets its signature for one.
     assert written
     assert not written.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("name", sorted({name for names in PUBLIC.values() for name in names} - {"__version__"}))
+def test_every_public_name_is_in_the_changelog(name: str) -> None:
+    text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    assert re.search(rf"`{name}\b", text)
 
 
 def test_transforms_load_no_torch() -> None:

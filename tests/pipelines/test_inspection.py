@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -19,9 +20,9 @@ from distilbeam.pipelines.cli import main
 from distilbeam.pipelines.display import show_inspection, size
 from distilbeam.pipelines.inspection import Inspection, inspect
 from distilbeam.transforms.documents import ReadDocuments
-from distilbeam.transforms.errors import InputError, OutputError
+from distilbeam.transforms.errors import InputError, OutputError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
-from distilbeam.transforms.inference import Featurize
+from distilbeam.transforms.inference import Embed, Featurize, Tokenize
 
 FEATURES = ("embedding", "label", "score", "scores")
 
@@ -116,6 +117,51 @@ def test_json_lines_give_the_same_numbers(model: str, corpus: str, output: Path,
     assert np.isclose(lines.vectors.mean_norm, columnar.vectors.mean_norm)
     assert lines.vectors.dtype == "float16"
     assert lines.sample[0]["review"] == columnar.sample[0]["review"]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_packed_json_lines_give_the_same_numbers(
+    compression: str, model: str, corpus: str, output: Path, tmp_path: Path
+) -> None:
+    columnar = inspect(str(output))
+    packed = inspect(str(write(model, corpus, tmp_path / "out", prefix="x_", format="jsonl", compression=compression)))
+    assert (packed.rows, packed.labels, packed.tokens) == (columnar.rows, columnar.labels, columnar.tokens)
+    assert [row["review"] for row in packed.sample] == [row["review"] for row in columnar.sample]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_columns_of_the_user_are_not_taken_for_features(kind: str, model: str, tmp_path: Path) -> None:
+    own = {"label": 3, "embedding": "mine", "score": "high"}
+    rows = [{"review": text, **own, "label": number} for number, text in enumerate(["a b", "c", "d e f"])]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        documents = pipeline | ReadDocuments(str(tmp_path / "in.jsonl"), "review")
+        _ = documents | Tokenize(model) | WriteFeatures(str(tmp_path / "out"), format=kind)
+    found = inspect(str(tmp_path / "out"))
+    assert (found.labels, found.vectors) == (None, None)
+    assert found.tokens is not None
+    assert found.tokens.total == 3 * 2 + 6
+    assert [row["label"] for row in found.sample] == [0, 1, 2]
+
+
+def test_every_model_and_every_precision_is_shown(model: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"review": "a b"}\n')
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        documents = pipeline | ReadDocuments(str(tmp_path / "in.jsonl"), "review")
+        embedded = documents | Embed(model, prefix="a_", device="cpu", dtype="float32")
+        _ = embedded | Tokenize(model, prefix="b_") | WriteFeatures(str(tmp_path / "out"))
+    found = inspect(str(tmp_path / "out"))
+    assert [made["settings"]["prefix"] for made in found.models] == ["a_", "b_"]
+    assert found.vectors is not None
+    (compute,) = found.computes
+    told = shown(replace(found, computes=[compute, {**compute, "dtype": "bfloat16", "splits": 4}]), width=1000)
+    assert re.search(r"settings .*prefix a_.*\ncompute .*float32.*\(1 split\)\ncompute .*bfloat16.*\(4 splits\)", told)
+    assert re.search(r"settings .*prefix b_", told)
+
+
+def test_no_rows_and_less() -> None:
+    with pytest.raises(SettingsError, match="rows is -1"):
+        inspect("nowhere", rows=-1)
 
 
 def test_an_output_on_another_store_gives_the_same(model: str, corpus: str, output: Path) -> None:

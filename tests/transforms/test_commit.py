@@ -297,6 +297,84 @@ def test_other_weights_are_not_mixed(output: str, plan: Plan) -> None:
     assert before.items() <= files(output).items()
 
 
+def test_other_settings_of_the_input_are_not_mixed(
+    output: str, plan: Plan, clean: dict[str, bytes], dying: Callable[[int], None]
+) -> None:
+    commit(output, plan.write_all(output, SHARDS))
+    other = Plan(lines=21, reading="other")
+    with pytest.raises(OutputExistsError, match=r"other settings of the input \(text, keep, nulls"):
+        resume(output, other)
+    with pytest.raises(OutputExistsError, match="other settings of the input"):
+        commit(output, other.write_all(output, SHARDS), if_exists="resume")
+    assert resume(output, plan) == 0
+    assert files(output) == clean
+    # An overwrite that was cut off amid its commit can be resumed.
+    records = other.write_all(output, SHARDS)
+    dying(12)
+    with pytest.raises(Killed):
+        commit(output, records, if_exists="overwrite")
+    dying(-1)
+    assert "_distilbeam/intent.json" in files(output)
+    with pytest.raises(OutputExistsError, match="other settings of the input"):
+        resume(output, Plan(lines=21, reading="third"))
+    resume(output, other)
+    assert load_manifest(output).reading == "other"
+    assert visible_rows(output) == plan.rows
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_every_model_of_a_chain_counts(tmp_path: Path, changed: int) -> None:
+    """Features of the first model, made with other settings or weights, are no more reused than those of the last."""
+    first, second = {"model": "one", "prefix": "a_"}, {"model": "two", "prefix": "b_"}
+    chain = chained(Plan(lines=9), first, second)
+    output = str(tmp_path)
+    commit(output, chain.write_all(output, SHARDS))
+    assert [model["settings"] for model in load_manifest(output).models] == [first, second]
+    assert len(FinishedSplits(output, (first, second), SHARDS)(chain.splits)) == len(chain.splits)
+    settings = [first, second]
+    settings[changed] = {**settings[changed], "model": "other"}
+    for wanted in (tuple(settings), (second, first), (second,), (first,), ()):
+        with pytest.raises(OutputExistsError, match="other settings"):
+            FinishedSplits(output, wanted, SHARDS)(chain.splits)
+    weights = ["abc", "abc"]
+    weights[changed] = "new"
+    with pytest.raises(OutputExistsError, match="weights or tokenizer differ"):
+        commit(output, chained(Plan(lines=9), first, second, weights).write_all(output, SHARDS), if_exists="resume")
+    staged = str(tmp_path / "staged")
+    chain.write_all(staged, SHARDS)
+    assert not FinishedSplits(staged, tuple(settings), SHARDS)(chain.splits)
+
+
+def chained(plan: Plan, *settings: Any) -> Plan:
+    """The plan, as if several models had seen it."""
+    weights = settings[2] if len(settings) > 2 else ["abc", "abc"]
+    models = tuple(
+        {**plan.model, "settings": each, "weights_sha256": digest}
+        for each, digest in zip(settings[:2], weights, strict=True)
+    )
+    plan.batches = [
+        [replace(Provenance.of(batch), models=models).attach(batch) for batch in batches] for batches in plan.batches
+    ]
+    return plan
+
+
+def test_mixed_precision_is_told(tmp_path: Path, plan: Plan, caplog: pytest.LogCaptureFixture) -> None:
+    """Machines that choose for themselves may choose differently."""
+    records = plan.write_all(tmp_path)
+    records[1] = Plan(lines=21, compute="bfloat16").write(tmp_path, 1)
+    manifest = commit(str(tmp_path), records)
+    computes = [
+        {"stage": 0, "device": "cpu", "dtype": "float32", "threads": 1, "splits": 2},
+        {"stage": 0, "device": "cpu", "dtype": "bfloat16", "threads": 1, "splits": 1},
+    ]
+    assert manifest.computes == load_manifest(str(tmp_path)).computes == computes
+    (warning,) = caplog.messages
+    assert "float32 on cpu (2 splits), bfloat16 on cpu (1 splits)" in warning
+    caplog.clear()
+    commit(str(tmp_path / "pure"), plan.write_all(tmp_path / "pure"))
+    assert not caplog.messages
+
+
 def test_a_manifest_cannot_have_foreign_files_deleted(tmp_path: Path, plan: Plan) -> None:
     output = tmp_path / "out"
     commit(str(output), plan.write_all(output, SHARDS))

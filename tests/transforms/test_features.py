@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from distilbeam.transforms.documents import ReadDocuments
+from distilbeam.transforms.encoder import Encoder
 from distilbeam.transforms.errors import (
     DistilbeamError,
     OutputError,
@@ -26,6 +28,8 @@ from distilbeam.transforms.errors import (
     SettingsError,
 )
 from distilbeam.transforms.features import SplitWriter, WriteFeatures, _Commit, _WriteSplits
+from distilbeam.transforms.featurization import FeatureSpec
+from distilbeam.transforms.inference import Embed, Tokenize
 from distilbeam.transforms.manifest import load_manifest
 from distilbeam.transforms.provenance import Provenance
 from distilbeam.transforms.shards import ShardSettings
@@ -309,6 +313,48 @@ def test_batches_without_provenance(tmp_path: Path, plan: Plan) -> None:
     assert "ReadDocuments" in fails(OutputError, tmp_path / "out", [[bare]])
     ours = plan.batches[0][0].replace_schema_metadata({"distilbeam": json.dumps([plan.model])})
     assert "ReadDocuments" in fails(OutputError, tmp_path / "out", [[ours]])
+
+
+def test_a_batch_of_an_output_is_a_batch_like_any_other(tmp_path: Path, plan: Plan, checkpoints: Any) -> None:
+    """What its files say of their model is not taken for what travels with the batches of a job."""
+    run(tmp_path / "out", plan.batches)
+    shard = next((tmp_path / "out").glob("*.parquet"))
+    (batch,) = pq.read_table(shard).combine_chunks().to_batches()
+    assert b"distilbeam" in batch.schema.metadata
+    assert Provenance.of(batch) is None
+    encoder = Encoder.load(checkpoints.bare, device="cpu")
+    more = encoder.featurize(batch, FeatureSpec(("input_ids",), prefix="new_"))
+    assert more.schema.names == [*batch.schema.names, "new_input_ids", "new_token_count", "new_truncated"]
+    assert more["new_token_count"].null_count == 0
+
+
+def test_two_models_in_one_pipeline(tmp_path: Path, checkpoints: Any) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": word}) + "\n" for word in ("the cat", "a film")))
+
+    def job(pooling: str) -> list[Any]:
+        first = Embed(checkpoints.three_classes, prefix="a_", pooling=pooling, device="cpu")
+        second = Tokenize(checkpoints.bare, prefix="b_")
+        writing = WriteFeatures(tmp_path / "out", if_exists="resume")
+        skip = writing.finished(first.settings, second.settings)
+        with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+            documents = pipeline | ReadDocuments(str(tmp_path / "in.jsonl"), skip=skip)
+            _ = documents | first | second | writing
+        return [first.settings, second.settings]
+
+    settings = job("mean")
+    manifest = load_manifest(str(tmp_path / "out"))
+    assert [model["settings"] for model in manifest.models] == json.loads(json.dumps(settings))
+    shard = next((tmp_path / "out").glob("*.parquet"))
+    metadata = pq.read_schema(shard).metadata
+    assert json.loads(metadata[b"distilbeam"]) == list(manifest.models)
+    assert metadata[b"distilbeam.model"].decode() == manifest.models[0]["id"]
+    assert manifest.statistics.tokens == sum(pq.read_table(shard)["a_token_count"].to_pylist())
+    before = hashes(tmp_path / "out")
+    job("mean")
+    assert hashes(tmp_path / "out") == before
+    with pytest.raises(OutputExistsError, match="pooling was 'mean', is 'cls'"):
+        job("cls")
+    assert hashes(tmp_path / "out") == before
 
 
 def test_columns_must_stay_the_same(tmp_path: Path, plan: Plan) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distilbeam.transforms.errors import OutputError, SettingsError
-from distilbeam.transforms.shards import ShardSettings, ShardWriter, model_metadata
+from distilbeam.transforms.shards import ShardSettings, ShardWriter, _pieces, model_metadata
 
 
 def vectors(rows: int, dimensions: int = 64, seed: int = 0) -> pa.RecordBatch:
@@ -91,6 +91,38 @@ def test_vectors_have_no_dictionary_and_other_columns_have(tmp_path: Path) -> No
     for name in ("id", "kind", "deep.a.b.list.element"):
         assert columns[name].has_dictionary_page
     assert {column.compression for column in columns.values()} == {"ZSTD"}
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_slice_takes_no_dictionary_that_it_does_not_use(tmp_path: Path, ordered: bool) -> None:
+    """Pandas categories: each slice of a column has the values of all rows."""
+    words = [f"{number:05} " * 100 for number in range(4000)]
+    chance = np.random.default_rng(0).permutation(4000)
+    indices = pa.array(chance, pa.int16(), mask=chance % 9 == 0)
+    kind = pa.DictionaryArray.from_arrays(indices, words, ordered=ordered)
+    batch = pa.record_batch({"id": range(4000), "kind": kind})
+    limit = 200_000
+    pieces = list(_pieces(batch, limit))
+    assert max(piece.nbytes for piece in pieces) <= limit
+    assert len(pieces) <= 2 * math.ceil(batch.nbytes / limit)
+    assert [row for piece in pieces for row in piece.to_pylist()] == batch.to_pylist()
+    assert {piece.schema for piece in pieces} == {batch.schema}
+    for name, settings in (("whole", {}), ("bounded", {"max_bytes": limit})):
+        (tmp_path / name).mkdir()
+        paths = write(tmp_path / name, [batch.slice(at, 500) for at in range(0, 4000, 500)], **settings)
+        rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+        assert rows == batch.to_pylist()
+        assert pq.read_table(paths[0]).schema.field("kind").type == kind.type
+    assert all(path.stat().st_size <= limit for path in paths)
+
+
+def test_a_dictionary_inside_a_list_makes_no_tiny_pieces() -> None:
+    words = pa.array([f"{number:05} " * 100 for number in range(4000)]).dictionary_encode()
+    lists = pa.ListArray.from_arrays(pa.array(range(4001), pa.int32()), words)
+    batch = pa.record_batch({"id": range(4000), "kinds": lists})
+    pieces = list(_pieces(batch, 20_000))
+    assert len(pieces) <= 8
+    assert sum(piece.num_rows for piece in pieces) == 4000
 
 
 def test_null_vectors_from_the_middle_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
