@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from threading import Lock
 from urllib.parse import unquote
 
 import numpy as np
@@ -102,14 +103,20 @@ def _look(settings: ReadSettings, infos: list[FileInfo]) -> tuple[list[_File], l
     # Types of JSON are guessed from a sample; all other formats say in their heads what they hold.
     guessed = [index for index, file in enumerate(files) if file.format == "jsonl"]
     sample = {guessed[len(guessed) * n // _SAMPLED_FILES] for n in range(_SAMPLED_FILES)} if guessed else set()
-    schemas: dict[bytes, tuple[str, pa.Schema]] = {}
-    looked = [index for index, file in enumerate(files) if file.format != "jsonl" or index in sample]
+    schemas: dict[bytes, tuple[int, pa.Schema]] = {}
+    lock = Lock()
+
+    def look(index: int) -> None:
+        files[index], schema = _inspect(settings, files[index])
+        digest = hashlib.sha256(schema.serialize()).digest()
+        with lock:
+            first, _ = schemas.get(digest, (index, schema))
+            schemas[digest] = min(first, index), schema
+
     with ThreadPoolExecutor(_THREADS) as threads:
-        inspected = threads.map(lambda index: _inspect(settings, files[index]), looked)
-        for index, (file, schema) in zip(looked, inspected, strict=True):
-            files[index] = file
-            schemas.setdefault(hashlib.sha256(schema.serialize()).digest(), (file.info.url, schema))
-    return files, list(schemas.values())
+        for _ in threads.map(look, [n for n, file in enumerate(files) if file.format != "jsonl" or n in sample]):
+            pass
+    return files, [(files[n].info.url, schema) for n, schema in sorted(schemas.values(), key=lambda pair: pair[0])]
 
 
 def _inspect(settings: ReadSettings, file: _File) -> tuple[_File, pa.Schema]:
