@@ -21,7 +21,7 @@ from .formats.base import Chunk, decode_text, reading
 from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks, readable
 from .metrics import LIVE
 from .planning import partition_value, plan_splits, read_schema
-from .provenance import ROW, Provenance, Reject
+from .provenance import REJECT_ID_CHARACTERS, ROW, Provenance, Reject
 from .read_settings import ReadSettings
 from .splits import Part, Split
 
@@ -284,7 +284,7 @@ def _select(
     def reject(index: int, error: str, reason: str, stage: str, data: bytes | None = None) -> None:
         good[index] = False
         value = None if ids is None else ids[index].as_py()
-        name = None if value is None else str(value)[:200]
+        name = None if value is None else str(value)[:REJECT_ID_CHARACTERS]
         length = None if data is None else len(data)
         text = None if data is None or not settings.rejects_include_text else readable(data)
         rejects.append(Reject(stage, error, reason, chunk.rows[index].as_py(), name, length, text))

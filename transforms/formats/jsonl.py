@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
+from distilbeam.transforms.provenance import REJECT_ID_CHARACTERS
+
 from .base import Unreadable, unify
 from .lines import BadLine, Block, parse, read_blocks
 
@@ -90,7 +92,7 @@ def diagnoser(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[str,
             return "NotAnObject", "the line is not a JSON object", None
         values = dict(value)
         name = values.get(id) if id else None
-        known = str(name)[:200] if isinstance(name, str | int) else None
+        known = str(name)[:REJECT_ID_CHARACTERS] if isinstance(name, str | int) else None
         if len(values) < len(value):
             return "DuplicateKey", "a key occurs twice in the object", known
         if any(_has_surrogate(values.get(field.name)) for field in schema):
