@@ -83,7 +83,8 @@ class ReadSettings:
         """Equal for settings that make equal batches of equal parts, so that a resumed job mixes no others in."""
         names = ("text", "keep", "nulls", "id", "separator", "batch_rows", "batch_bytes", "max_line_bytes")
         values = [getattr(self, name) for name in (*names, "rejects_include_text")]
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+        types = sorted((name, str(kind)) for name, kind in self.types.items())
+        return hashlib.sha256(json.dumps([*values, types]).encode()).hexdigest()
 
 
 def _paths(value: Any) -> tuple[str, ...]:

@@ -136,11 +136,10 @@ class OutputState:
             return
         if self._intends(canonical(settings), writer, reading):
             return  # an overwrite with these settings was cut off in its commit
-        what = (
-            f"settings ({_difference(made, settings, writer)})"
-            if not _same(made, settings=settings, writer=writer)
-            else "settings of the input (text, keep, nulls, id, separator, or what bounds a batch)"
-        )
+        if _same(made, settings=settings, writer=writer):
+            what = "settings of the input (text, keep, nulls, id, separator, types, or what bounds a batch)"
+        else:
+            what = f"settings ({_difference(made, settings, writer)})"
         raise OutputExistsError(
             f"{self.output!r} holds an output made with other {what}, which cannot be resumed; set if_exists to "
             "'overwrite' to replace it, or choose another folder"

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from distilbeam import pipelines
+from distilbeam.pipelines import job as runs
 from distilbeam.pipelines.cli import main
 from distilbeam.transforms.errors import OutputExistsError
 
@@ -147,6 +149,93 @@ def test_functions_do_what_the_commands_do(model: str, corpus: str, tmp_path: Pa
         pipelines.embed(model, input=corpus, text="review", output=str(function))
     with pytest.raises(TypeError, match="poolin"):
         pipelines.embed(model, input=corpus, output="x", poolin="cls")
+
+
+def test_a_finished_output_is_resumed_with_its_own_settings_only(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, folder = tmp_path / "out", tmp_path / "in"
+    folder.mkdir()
+
+    def put(name: str) -> None:
+        rows = ({"id": f"{name}{row}", "review": "a b", "other": "c"} for row in range(20))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def files() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in visible(out)}
+
+    put("a")
+    put("b")
+    command = [*job("embed", model, str(folder), out, "--split-bytes", "100"), "--if-exists", "resume"]
+    assert main([*command, "--quiet"]) == 0
+    manifest = json.loads((out / "_distilbeam" / "manifest.json").read_text())
+    assert manifest["models"][0]["settings"]["text"] == ["review"]
+    before = files()
+    for more, told in (
+        (["--text", "other"], "text was"),
+        (["--separator", "-"], "separator was"),
+        (["--keep", "id"], "other settings of the input (text, keep, nulls"),
+        (["--nulls", "keep"], "other settings of the input"),
+        (["--types", "other=large_string"], "other settings of the input"),
+        (["--compression", "snappy"], "compression was 'zstd', is 'snappy'"),
+        (["--max-shard-bytes", "12345"], "max_bytes was"),
+    ):
+        assert main([*command, *more, "--progress", "none"]) == 2
+        assert told in sentence(capsys)
+        assert files() == before
+    assert main([*command, "--quiet"]) == 0
+    assert files() == before
+    # Other files are another matter: what is as it was is kept.
+    put("c")
+    (folder / "a.jsonl").unlink()
+    assert main([*command, "--quiet"]) == 0
+    kept = before.items() & files().items()
+    assert 0 < len(kept) < len(before)
+    assert sorted(pd.read_parquet(out).id) == sorted(f"{name}{row}" for name in "bc" for row in range(20))
+
+
+def test_functions_take_every_bound(model: str, corpus: str, tmp_path: Path) -> None:
+    summary = pipelines.tokenize(
+        model,
+        input=corpus,
+        text="review",
+        output=str(tmp_path / "out"),
+        max_line_bytes=80,
+        batch_bytes=2000,
+        max_rejects=None,
+        compression="snappy",
+        max_shard_bytes=9000,
+    )
+    assert summary is not None
+    rejects = pd.read_parquet(tmp_path / "out" / "_rejects")
+    long = sum(len(line) > 80 for line in Path(corpus).read_bytes().splitlines())
+    assert (rejects.error == "LineTooLong").sum() == long > 30
+    assert (summary.rows, summary.rejects) == (302 - len(rejects), len(rejects))
+    assert len(visible(tmp_path / "out")) == summary.shards > 1
+    assert all(path.stat().st_size <= 2 * 9000 for path in visible(tmp_path / "out"))  # footers come on top
+    metadata = pq.read_metadata(visible(tmp_path / "out")[0])
+    assert metadata.row_group(0).column(0).compression == "SNAPPY"
+
+
+def test_what_runs_in_other_processes_is_not_watched_in_this_one(
+    model: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this process has counted is not what the workers have done."""
+
+    class Untouchable:
+        def __getattr__(self, name: str) -> None:
+            raise AssertionError(name)
+
+    monkeypatch.setattr(runs, "LIVE", Untouchable())
+    monkeypatch.setattr(runs, "is_in_process", lambda _: False)
+    settings = {"input": corpus, "text": "review", "output": str(tmp_path / "out")}
+    summary = pipelines.tokenize(model, **settings)
+    assert summary is not None
+    assert (summary.rows, summary.padding, summary.resumed) == (300, None, 0)
+    assert summary.tokens_per_second is not None
+    again = pipelines.tokenize(model, **settings, if_exists="resume")
+    assert again is not None
+    assert (again.tokens, again.tokens_per_second, again.resumed) == (summary.tokens, None, None)
 
 
 def test_json_lines_hold_the_same(model: str, corpus: str, tmp_path: Path) -> None:
