@@ -17,8 +17,8 @@ from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.tokenization import Tokens
 
 from .checkpoint import Checkpoint
-from .encoder import Packed, PackedEncoder
 from .heads import ClassificationHead
+from .packed import Packed, PackedEncoder
 from .pooling import pool
 from .weights import Weights
 

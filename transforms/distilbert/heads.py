@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .encoder import Packed
+from .packed import Packed
 from .weights import Weights
 
 __all__ = ["ClassificationHead"]

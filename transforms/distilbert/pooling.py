@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .encoder import Packed
+from .packed import Packed
 
 __all__ = ["pool"]
 

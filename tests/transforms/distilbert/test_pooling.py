@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distilbeam.transforms.distilbert.encoder import Packed
+from distilbeam.transforms.distilbert.packed import Packed
 from distilbeam.transforms.distilbert.pooling import pool
 
 LENGTHS = [3, 3, 1, 7, 2, 2, 2, 5, 1, 1]

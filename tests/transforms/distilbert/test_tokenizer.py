@@ -137,6 +137,12 @@ def test_ids_beyond_the_models_vocabulary_are_refused(folder: Path) -> None:
         WordPieceTokenizer.load(folder, size - 1)
 
 
+def test_truncation_on_the_left_is_refused(folder: Path) -> None:
+    save_vocabulary(folder, UNCASED_VOCABULARY, truncation_side="left")
+    with pytest.raises(CheckpointError, match="keeps the end of a long text"):
+        WordPieceTokenizer.load(folder, len(UNCASED_VOCABULARY))
+
+
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"model": 3}', "[]"])
 def test_a_damaged_tokenizer_is_refused(folder: Path, content: str) -> None:
     (folder / "tokenizer.json").write_text(content)

@@ -11,7 +11,7 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 
 from distilbeam.transforms.errors import InputError, SettingsError
 from distilbeam.transforms.featurization import FEATURES, FeatureSpec
-from distilbeam.transforms.rows import check_fields, extend, output_type, text_batch, without_text
+from distilbeam.transforms.schema_rows import check_fields, extend, output_type, text_batch, without_text
 
 
 class Review(NamedTuple):

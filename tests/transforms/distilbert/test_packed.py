@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
-from distilbeam.transforms.distilbert.encoder import Packed, PackedEncoder
+from distilbeam.transforms.distilbert.packed import Packed, PackedEncoder
 from distilbeam.transforms.distilbert.weights import Weights
 from tests.checkpoints import DIM, Checkpoints
 
