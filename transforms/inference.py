@@ -13,7 +13,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.typehints.row_type import RowTypeConstraint
 from typing_extensions import Unpack
 
-from . import rows as schema_rows
+from . import schema_rows
 from .distilbert.checkpoint import Checkpoint
 from .encoder import Encoder, EngineSettings, check_spec
 from .errors import SettingsError

@@ -77,8 +77,8 @@ class WordPieceTokenizer:
             raise CheckpointError(f"cannot read the tokenizer {path}: {error}") from None
         if _config(folder).get("truncation_side", "right") != "right":
             raise CheckpointError(
-                f"{folder / 'tokenizer_config.json'} keeps the end of a long text (truncation_side); distilbeam keeps its "
-                "beginning: set truncation_side to right if that will do"
+                f"{folder / 'tokenizer_config.json'} keeps the end of a long text (truncation_side); distilbeam keeps "
+                "its beginning: set truncation_side to right if that will do"
             )
         largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if not 0 <= largest < vocab_size:
