@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, _Terminated) as stop:
         return _code(stop)
     except DistilbeamError as error:
-        _say(f"error: {error}")
+        _say(f"error: {_as_options(str(error))}")
         _trace(error, options)
         return 2 if isinstance(error, _WRONG_INPUT) else 1
     except Exception as error:
@@ -155,7 +156,7 @@ def _interruptible(work: Callable[[], T], progress: Any, output: str) -> T:
             thread.join(0.5)
     except (KeyboardInterrupt, _Terminated) as stop:
         progress.close()
-        _say(f"stopped; finished splits are kept in {output}, go on with --if-exists resume")
+        _say(f"stopped; finished splits, if any, are kept in {output}; go on with --if-exists resume")
         _leave(_code(stop))
     finally:
         if main:
@@ -237,6 +238,15 @@ def _trace(error: BaseException, options: Namespace | None) -> None:
     while current is not None:
         sys.stderr.write(f"{type(current).__name__} at\n" + "".join(f"  {place}\n" for place in frames(current)))
         current = current.__cause__
+
+
+def _as_options(message: str) -> str:
+    """A message with the settings it names spelled as on the command line."""
+    settings = (
+        "if_exists|max_rejects|max_length|max_line_bytes|max_shard_bytes|split_bytes|embedding_dtype|token_budget"
+    )
+    message = re.sub(rf"\b(?:{settings})\b", lambda name: "--" + name[0].replace("_", "-"), message)
+    return re.sub(r"\b(set|raise) (prefix|pooling|types|keep|format)\b", r"\1 --\2", message)
 
 
 def _say(message: str) -> None:

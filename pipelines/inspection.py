@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from pyarrow.json import ParseOptions, ReadOptions, open_json
 
 from distilbeam.transforms.errors import InputError, OutputError, SettingsError
-from distilbeam.transforms.filesystems import join
+from distilbeam.transforms.filesystems import join, list_files
 from distilbeam.transforms.formats.base import detect
 from distilbeam.transforms.formats.lines import open_stream
-from distilbeam.transforms.manifest import MANIFEST, Manifest, feature_columns, find_manifest
+from distilbeam.transforms.manifest import MANIFEST, STAGING, Manifest, feature_columns, find_manifest
 
 __all__ = ["Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
 
@@ -128,7 +128,12 @@ def inspect(output: str, rows: int = 5) -> Inspection:
         raise SettingsError(f"rows is {rows}; give a whole number from 0")
     manifest = find_manifest(output)
     if manifest is None:
-        raise InputError(f"{output} holds no finished output: there is no {join(output, MANIFEST)}")
+        if list_files(join(output, STAGING)):
+            raise InputError(
+                f"{output} holds only the work of an unfinished job; finish it by the same command with --if-exists "
+                "resume"
+            )
+        raise InputError(f"{output} holds no output of distilbeam: there is no {join(output, MANIFEST)}")
     shards = [join(output, shard.path) for shard in manifest.shards]
     kinds = dict(manifest.schema)
     columns = feature_columns(manifest.models, kinds)

@@ -150,9 +150,21 @@ def _check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLim
     if limit.exceeded(rejects, seen):
         raise RejectLimitError(
             f"{rejects} of {seen} rows were set aside, more than max_rejects={limit} allows; nothing was committed. "
-            f"The reasons are in {filesystems.join(output, STAGING, '*-rejects.parquet')!r}; repair the input, or "
-            "raise max_rejects and run again with if_exists 'resume', which keeps the finished work"
+            f"Most frequent: {_causes(output, records)}. All reasons are in "
+            f"{filesystems.join(output, STAGING, '*-rejects.parquet')!r}; repair the input, or raise max_rejects and "
+            "run again with if_exists 'resume', which keeps the finished work"
         )
+
+
+def _causes(output: str, records: Sequence[SplitRecord]) -> str:
+    """The most frequent stages and error classes of staged rejects, from the first few files."""
+    causes: Counter[tuple[str, str]] = Counter()
+    for record in [record for record in records if record.rejects_file][:16]:
+        assert record.rejects_file
+        data = filesystems.read_bytes(filesystems.join(output, record.rejects_file.path))
+        table = pq.read_table(pa.BufferReader(data), columns=["stage", "error"])
+        causes.update(zip(table["stage"].to_pylist(), table["error"].to_pylist(), strict=True))
+    return ", ".join(f"{error} in stage {stage} ({count})" for (stage, error), count in causes.most_common(3))
 
 
 def _refuse_other_model(state: OutputState, manifest: Manifest) -> None:

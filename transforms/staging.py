@@ -71,7 +71,7 @@ class OutputState:
             _, path = filesystems.resolve(info.url)
             present[path.removeprefix(root.rstrip("/")).lstrip("/")] = info.size
         if "" in present:
-            raise OutputError(f"{output!r} is a file; the output must be a folder")
+            raise OutputExistsError(f"{output!r} is a file; choose a folder for the output, which need not exist")
         try:
             manifest = load_manifest(output) if MANIFEST in present else None
         except InputError as error:
@@ -102,15 +102,13 @@ class OutputState:
         """
         targets = targets or {}
         ours = {path for path, size in targets.items() if self.present.get(path) == size}
-        if if_exists == "error":
-            if self.manifest is not None or self.visible - ours:
-                what = "an output" if self.manifest or self.intent else f"{len(self.visible)} files"
-                raise OutputExistsError(
-                    f"{self.output!r} already holds {what}; choose another folder, or set if_exists to 'overwrite' to "
-                    "replace it or 'resume' to finish it"
-                )
-            return
         foreign = sorted(self.visible - ours - self.owned)
+        begun = self.intent is not None and bool(self.visible - ours)
+        if if_exists == "error" and (self.manifest is not None or begun):
+            raise OutputExistsError(
+                f"{self.output!r} already holds an output; choose another folder, or set if_exists to 'overwrite' to "
+                "replace it or 'resume' to finish it"
+            )
         if foreign:
             raise OutputExistsError(
                 f"{self.output!r} holds {len(foreign)} files that are not part of an output of distilbeam, such as "
@@ -144,6 +142,24 @@ class OutputState:
             f"{self.output!r} holds an output made with other {what}, which cannot be resumed; set if_exists to "
             "'overwrite' to replace it, or choose another folder"
         )
+
+    def refuse_other_input(self, splits: Collection[str]) -> None:
+        """Checks that the output that is committed here shares at least one split with a plan.
+
+        Args:
+            splits: ids of the plan's splits.
+
+        Raises:
+            OutputExistsError: it shares none, so that to go on with it would be to replace it.
+        """
+        if self.manifest is None or self.intent is not None or not self.manifest.records:
+            return
+        if not {record.split for record in self.manifest.records} & set(splits):
+            raise OutputExistsError(
+                f"{self.output!r} holds the output of another input, or of other split sizes: none of its "
+                f"{len(self.manifest.records)} splits is in this one; set if_exists to 'overwrite' to replace it, or "
+                "choose another folder"
+            )
 
     def find(self, split: str, *, writer: Mapping[str, Any], settings: Sequence[Any] | None) -> list[SplitRecord]:
         """Records of a split whose files are all here; the committed one first.
@@ -238,6 +254,7 @@ class FinishedSplits:
         for reading in {split.reading for split in splits}:
             state.refuse_other(settings=settings, writer=writer, reading=reading)
         ids = sorted({split.id for split in splits})
+        state.refuse_other_input(ids)
         concurrently(lambda split: state.forget_others(split, settings=settings, writer=writer), ids)
         found = concurrently(lambda split: state.find(split, settings=settings, writer=writer), ids)
         return frozenset(split for split, records in zip(ids, found, strict=True) if records)

@@ -62,6 +62,8 @@ def test_too_many_bad_rows_fail_the_job_and_show_nothing(
     output = tmp_path / "out"
     done = distilbeam("embed", "--model", tiny, "--input", source, "--output", output, "--max-rejects", "2%", code=1)
     assert "3" in done.stderr
+    assert "Most frequent: " in done.stderr
+    assert "--max-rejects=2%" in done.stderr
     assert "canary" not in done.stderr
     assert not list(output.glob("*.parquet"))
     distilbeam("embed", "--model", tiny, "--input", source, "--output", output, "--max-rejects", "3%")

@@ -377,7 +377,7 @@ def test_a_stopped_job_leaves_nothing_visible_and_goes_on_where_it_was(
     # Small micro-batches, so that there is time to stop it.
     more = ["--token-budget", "64", "--dtype", "float32", "--threads", "1"]
     command = job("embed", model, str(long_corpus), out, *more)
-    told = f"distilbeam: stopped; finished splits are kept in {out}, go on with --if-exists resume\n"
+    told = f"distilbeam: stopped; finished splits, if any, are kept in {out}; go on with --if-exists resume\n"
     assert stop(command, out, signal.SIGINT) == (130, told)
     assert visible(out) == []
     assert not (out / "_distilbeam" / "manifest.json").exists()

@@ -230,7 +230,7 @@ def test_rows_without_text_have_no_vector_and_no_length(kind: str, model: str, t
 def test_what_is_no_output_is_said_in_a_sentence(
     output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match="no finished output"):
+    with pytest.raises(InputError, match="no output of distilbeam"):
         inspect(str(tmp_path / "nowhere"))
     assert main(["inspect", str(tmp_path)]) == 2
     assert re.fullmatch(r"distilbeam: error: [^\n]+\n", capsys.readouterr().err)

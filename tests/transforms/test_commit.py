@@ -286,6 +286,15 @@ def test_other_shard_sizes_are_another_output(output: str, plan: Plan) -> None:
     assert visible_rows(output) == plan.rows
 
 
+def test_another_input_is_no_resume(output: str, plan: Plan) -> None:
+    commit(output, plan.write_all(output, SHARDS))
+    before = files(output)
+    other = Plan(lines=21, lines_per_part=7)
+    with pytest.raises(OutputExistsError, match="holds the output of another input"):
+        FinishedSplits(output, (other.settings,), SHARDS)(other.splits)
+    assert files(output) == before
+
+
 def test_other_weights_are_not_mixed(output: str, plan: Plan) -> None:
     commit(output, plan.write_all(output, SHARDS))
     before = files(output)
