@@ -112,8 +112,8 @@ class OutputState:
         if foreign:
             what = f"{len(foreign)} files that are" if len(foreign) > 1 else "1 file that is"
             raise OutputExistsError(
-                f"{self.output!r} holds {what} not part of an output of distilbeam, such as {foreign[0]!r}; it would be "
-                "read as features, and is never deleted: choose an empty folder, or move away what is there"
+                f"{self.output!r} holds {what} not part of an output of distilbeam, such as {foreign[0]!r}; it "
+                "would be read as features, and is never deleted: choose an empty folder, or move away what is there"
             )
 
     def refuse_other(self, *, settings: Sequence[Any], writer: Mapping[str, Any], reading: str) -> None:
