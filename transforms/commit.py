@@ -151,8 +151,9 @@ def _check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLim
         raise RejectLimitError(
             f"{rejects} of {seen} rows were set aside, more than max_rejects={limit} allows; nothing was committed. "
             f"Most frequent: {_causes(output, records)}. All reasons are in "
-            f"{filesystems.join(output, STAGING, '*-rejects.parquet')!r}; repair the input, or raise max_rejects and "
-            "run again with if_exists 'resume', which keeps the finished work"
+            f"{filesystems.join(output, STAGING, '*-rejects.parquet')!r}, with lines counted from the start of each "
+            "split; repair the input, or raise max_rejects and run again with if_exists 'resume', which keeps the "
+            "finished work"
         )
 
 

@@ -179,9 +179,24 @@ class Encoder:
             "weights_sha256": checkpoint.weights_sha256,
             "tokenizer_sha256": checkpoint.tokenizer_sha256,
             "settings": spec.settings(checkpoint.name, self._settings.dtype),
+            "effective": self._effective(spec),
             "compute": asdict(self.engine.compute) if spec.needs_encoder else None,
             "version": __version__,
         }
+
+    def _effective(self, spec: FeatureSpec) -> dict[str, Any]:
+        """What the checkpoint has decided: settings left to it, and all of its configuration that changes features."""
+        checkpoint = self.checkpoint
+        decided: dict[str, Any] = {"max_length": self._max_length(spec)}
+        if spec.needs_encoder:
+            decided |= {"n_heads": checkpoint.config.n_heads, "activation": checkpoint.config.activation}
+        if "embedding" in spec.features:
+            sentence = checkpoint.sentence
+            decided["pooling"] = spec.pooling or sentence.pooling
+            decided["normalize"] = sentence.normalize if spec.normalize is None else spec.normalize
+        if spec.needs_classes:
+            decided |= {"labels": list(checkpoint.labels), "multi_label": checkpoint.multi_label}
+        return decided
 
     def outputs(self, texts: Sequence[str], spec: FeatureSpec) -> Outputs:
         """Compute the columns of ``spec`` for texts, of which some may fail."""
@@ -196,16 +211,16 @@ class Encoder:
         }
         good = np.ones(len(rows), dtype=np.bool_)
         if spec.needs_encoder:
-            sentence = self.checkpoint.sentence
-            pooling = spec.pooling or sentence.pooling
-            normalize = sentence.normalize if spec.normalize is None else spec.normalize
-            modes = (pooling,) if "embedding" in spec.features else ()
+            effective = self._effective(spec)
+            modes = (effective["pooling"],) if "embedding" in spec.features else ()
             result = self.engine.run(tokens, modes, classify=spec.needs_classes)
             for position, (error, reason) in result.failed.items():
                 good[position] = False
                 failed[int(rows[position])] = ("model", error, reason)
             for mode in modes:
-                columns["embedding"] = featurization.embedding_column(result.vectors[mode], spec, normalize=normalize)
+                columns["embedding"] = featurization.embedding_column(
+                    result.vectors[mode], spec, normalize=effective["normalize"]
+                )
             if result.scores is not None:
                 columns |= _class_columns(result.scores, self.checkpoint.labels)
         else:

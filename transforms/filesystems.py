@@ -70,14 +70,15 @@ def check_url(url: str | os.PathLike[str]) -> str:
     if "::" in url:
         raise SettingsError(f"chained URLs such as {_masked(url)!r} are not supported; name the file itself")
     protocol, authority = _split(url)
-    if ":" in authority.rpartition("@")[0]:
+    # A secret may hold a slash; no bucket's name holds a colon.
+    if "://" in url and ":" in authority and "@" in url:
         raise SettingsError(
             f"the URL {_masked(url)!r} holds a password; leave it out and give credentials through the "
             "environment or the fsspec configuration"
         )
     if protocol not in _PROTOCOLS:
         allowed = ", ".join(f"{name}://" for name in sorted(_PROTOCOLS))
-        raise SettingsError(f"cannot use {protocol}:// in {url!r}; use a local path or one of {allowed}")
+        raise SettingsError(f"cannot use {protocol}:// in {_masked(url)!r}; use a local path or one of {allowed}")
     return url
 
 
@@ -300,7 +301,8 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def _masked(url: str) -> str:
-    return re.sub(r"://[^/@]*:[^/]*@", "://***@", url)
+    """The URL without what may be a secret: a password, which may hold a slash, and a query."""
+    return re.sub(r"://[^/@]*:.*@", "://***@", url).partition("?")[0]
 
 
 def _named(like: str, path: str) -> str:

@@ -321,8 +321,8 @@ def canonical(value: Any) -> Any:
 
 
 def identity(models: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What must agree among all rows of an output: weights, tokenizer and settings of each stage; not the device."""
-    keys = ("weights_sha256", "tokenizer_sha256", "settings")
+    """What must agree among all rows of an output: weights, tokenizer, configuration and settings; not the device."""
+    keys = ("weights_sha256", "tokenizer_sha256", "settings", "effective")
     return [canonical({key: model.get(key) for key in keys}) for model in models]
 
 

@@ -89,6 +89,8 @@ def parse_max_rejects(value: int | str | None) -> RejectLimit:
         if text == "none":
             return RejectLimit()
         if text.endswith("%"):
+            if "/" in text:
+                raise ValueError
             fraction = Fraction(text[:-1].strip()) / 100
             if not 0 <= fraction <= 1:
                 raise ValueError

@@ -1,8 +1,10 @@
 """The features without Beam: what the README promises, against Hugging Face and sentence-transformers."""
 
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from distilbeam.transforms import Encoder, Prediction
 from distilbeam.transforms.encoder import EngineSettings, check_spec
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.featurization import FeatureSpec
-from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints
+from distilbeam.transforms.manifest import identity
+from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints, edit_json
 
 TEXTS = ["the cat sat", "", "good film!", "the " * 100, "naïve café 中国", "bad"]
 
@@ -224,3 +227,14 @@ def test_texts_are_taken_by_position(checkpoints: Checkpoints) -> None:
     np.testing.assert_array_equal(encoder.tokenize(series).ids, encoder.tokenize(texts).ids)
     with pytest.raises(SettingsError, match="text 1 is a NoneType; give strings only"):
         encoder.embed(["fine", None])  # type: ignore[list-item]
+
+
+def test_another_configuration_is_another_model(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    spec = FeatureSpec(("label",))
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoints.classifier, folder)
+    before = identity([load(str(folder)).identity(spec)])
+    assert identity([load(str(folder)).identity(spec)]) == before
+    labels = load(str(folder)).checkpoint.labels
+    edit_json(folder / "config.json", id2label={str(index): f"other {name}" for index, name in enumerate(labels)})
+    assert identity([load(str(folder)).identity(spec)]) != before

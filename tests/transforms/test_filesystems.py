@@ -126,6 +126,8 @@ def test_an_output_beside_the_input_is_no_input(root: str) -> None:
     ("url", "message"),
     [
         ("", "non-empty"),
+        ("s3://KEY:sec/ret@bucket/a.csv", r"^the URL 's3://\*\*\*@bucket/a.csv' holds a password"),
+        ("https://store.example/a.csv?signature=secret", "https:// in 'https://store.example/a.csv';"),
         ("a\0b", "NUL"),
         ("simplecache::s3://bucket/x", "chained"),
         ("s3://key:secret@bucket/x", "password"),

@@ -95,7 +95,9 @@ def test_fractions_are_exact() -> None:
     assert str(parse_max_rejects("3")) == "3"
 
 
-@pytest.mark.parametrize("value", [-1, 0.5, True, "", "%", "-1%", "100.1%", "1/0%", "many", "nan%", "inf%", "1e3"])
+@pytest.mark.parametrize(
+    "value", [-1, 0.5, True, "", "%", "-1%", "100.1%", "1/0%", "1/50%", "many", "nan%", "inf%", "1e3"]
+)
 def test_limits_that_are_none(value: Any) -> None:
     with pytest.raises(SettingsError, match="such as 100"):
         parse_max_rejects(value)

@@ -238,6 +238,8 @@ def _labels(
     """Class names of a sequence classification head; empty where there is none."""
     if "pre_classifier.weight" not in tensors or "classifier.weight" not in tensors:
         return ()
+    if config.get("problem_type") == "regression":
+        return ()  # its outputs are values, not classes
     classes = tensors["classifier.weight"][1][0]
     head = {
         "pre_classifier.weight": (shape.dim, shape.dim),
