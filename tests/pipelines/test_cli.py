@@ -347,10 +347,10 @@ def test_the_console_script_is_quiet_when_asked(model: str, corpus: str, tmp_pat
 
 @pytest.fixture(scope="module")
 def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four files of 4.5 MB, each a split; their texts are cut to 64 tokens, so that there is not too much to do."""
+    """Four files of 4.5 MB, each a split; texts are cut to 64 tokens, with enough to do to stop the job amid it."""
     folder = tmp_path_factory.mktemp("long")
     for number in range(4):
-        lines = (json.dumps({"id": number * 500 + row, "review": f"{row} " + "word " * 1800}) for row in range(500))
+        lines = (json.dumps({"id": number * 2500 + row, "review": f"{row} " + "word " * 360}) for row in range(2500))
         (folder / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -421,7 +421,7 @@ def test_a_terminal_shows_a_bar_with_rows_and_speed(model: str, long_corpus: Pat
     assert any(re.search(r"\d+%  [\d,]+ rows", bar) for bar in bars)
     assert all(len(bar) <= 100 for bar in bars)
     assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1
-    assert any(frame.startswith("500 rows, 32,000 tokens in ") for frame in frames)
+    assert any(frame.startswith("2,500 rows, 160,000 tokens in ") for frame in frames)
 
 
 def test_the_demo_shows_what_it_runs_and_what_came_out(
