@@ -199,7 +199,14 @@ class SplitWriter:
                 f"the input {provenance.source!r} lies in the output folder {self._output!r}, so features would be "
                 "read as documents; choose another output folder, or an input that leaves it out"
             )
-        part = PartRecord(provenance.source, provenance.seen, provenance.lines, provenance.relative)
+        part = PartRecord(
+            provenance.source,
+            provenance.seen,
+            provenance.lines,
+            provenance.relative,
+            provenance.size,
+            provenance.version,
+        )
         self._parts[provenance.part :] = [part]
 
     def _check(self, schema: pa.Schema, provenance: Provenance) -> None:

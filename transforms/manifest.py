@@ -62,12 +62,16 @@ class PartRecord:
         seen: rows read, good and bad.
         lines: physical lines consumed, or rows where the format counts rows.
         relative: whether rows were counted from the start of the part.
+        size: bytes of the file as it was read.
+        version: what changes when the file does, as ``Part.version``.
     """
 
     source: str
     seen: int
     lines: int
     relative: bool = False
+    size: int = 0
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

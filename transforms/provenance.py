@@ -56,6 +56,9 @@ class Provenance:
 
     Attributes:
         source: path or URL of the file.
+        size: bytes of the file when the plan was made.
+        version: what changes when the file does, as ``Part.version``.
+        attempt: how often work on the split was begun, this time included; above 1 an earlier attempt has died.
         split: id of the split, equal for equal input and reading settings.
         ordinal: position of the split in the plan, from 0.
         splits: number of splits in the plan.
@@ -82,6 +85,9 @@ class Provenance:
     split: str
     ordinal: int = 0
     splits: int = 1
+    size: int = 0
+    version: str = ""
+    attempt: int = 1
     reading: str = ""
     part: int = 0
     sequence: int = 0

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from distilbeam.transforms.documents import read_split
 from distilbeam.transforms.planning import plan_splits
 from distilbeam.transforms.provenance import ROW, Provenance, Reject
 from distilbeam.transforms.read_settings import ReadSettings
+from distilbeam.transforms.reading import read_split
 from distilbeam.transforms.splits import Split
 
 

@@ -20,12 +20,13 @@ from apache_beam.testing.util import assert_that
 
 from distilbeam.transforms import planning
 from distilbeam.transforms.coders import RecordBatchCoder
-from distilbeam.transforms.documents import MAX_REJECTS, ReadDocuments, read_split
+from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.errors import InputError, SettingsError
 from distilbeam.transforms.formats.base import unify
 from distilbeam.transforms.planning import plan_splits, read_schema
 from distilbeam.transforms.provenance import ROW, Provenance
 from distilbeam.transforms.read_settings import ReadSettings
+from distilbeam.transforms.reading import MAX_REJECTS, read_split
 from distilbeam.transforms.splits import Split
 
 ROWS: list[dict[str, Any]] = [

@@ -86,9 +86,9 @@ def test_a_pipeline(bucket: str) -> None:
 
 
 def test_a_replaced_object_is_noticed_though_listings_are_cached(bucket: str, tmp_path: Path) -> None:
-    from distilbeam.transforms.documents import read_split
     from distilbeam.transforms.planning import plan_splits
     from distilbeam.transforms.read_settings import ReadSettings
+    from distilbeam.transforms.reading import read_split
 
     client = boto3.client("s3")
     client.put_object(Bucket="corpus", Key="changing/a.jsonl", Body=b'{"text": "old"}\n')

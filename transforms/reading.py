@@ -1,0 +1,292 @@
+"""One split -> its record batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import InputError
+from .filesystems import file_info
+from .formats import delimited, jsonl, parquet
+from .formats.base import Chunk, decode_text, reading
+from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks, readable
+from .planning import partition_value, read_schema
+from .provenance import REJECT_ID_CHARACTERS, ROW, Provenance, Reject
+from .read_settings import ReadSettings
+from .splits import Part, Split
+
+__all__ = ["MAX_REJECTS", "finished_batch", "read_split"]
+
+MAX_REJECTS = 1000
+"""Rejects that one batch tells at most, so that what a batch says of itself stays small."""
+
+
+def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
+    """The batches of a split, in order; the last one of each part tells its totals, and has no rows if need be.
+
+    Raises:
+        InputError: a file is missing, damaged, or not what it was when the plan was made.
+    """
+    schema = read_schema(split)
+    common = _provenance(split, settings)
+    sequence = 0
+    for number, part in enumerate(split.parts):
+        _check_unchanged(part)
+        rows = _Buffer(schema.append(pa.field(ROW, pa.int64())), settings.batch_rows, settings.batch_bytes)
+        provenance = _in_part(common, number, part)
+        pending: deque[Reject] = deque()
+        for chunk in _read_part(part, schema, settings):
+            batch, rejects = _select(chunk, part, schema, settings)
+            rows.add(batch)
+            pending += sorted(rejects, key=_position)
+            provenance = replace(provenance, seen=chunk.seen, lines=chunk.lines)
+            while (full := rows.pop()) is not None or len(pending) > MAX_REJECTS:
+                now = replace(provenance, sequence=sequence, rejects=_taken(pending))
+                yield now.attach(rows.empty if full is None else full)
+                sequence += 1
+        last = number == len(split.parts) - 1
+        yield replace(provenance, sequence=sequence, last=last, rejects=_taken(pending)).attach(rows.rest())
+        sequence += 1
+
+
+def finished_batch(split: Split, settings: ReadSettings) -> pa.RecordBatch:
+    """What stands for a split that needs no reading: a batch without rows."""
+    schema = read_schema(split).append(pa.field(ROW, pa.int64()))
+    provenance = replace(_in_part(_provenance(split, settings), 0, split.parts[0]), finished=True, last=True)
+    return provenance.attach(_empty(schema))
+
+
+class _Buffer:
+    """Rows that wait until they fill a batch. The last batch is held back, for it will tell the totals."""
+
+    def __init__(self, schema: pa.Schema, batch_rows: int, batch_bytes: int):
+        self.empty = _empty(schema)
+        self._rows = batch_rows
+        self._bytes = batch_bytes
+        self._batches: list[pa.RecordBatch] = []
+        self._sizes = np.zeros(0)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            self._batches.append(batch)
+            self._sizes = np.concatenate([self._sizes, _row_bytes(batch)])
+
+    def pop(self) -> pa.RecordBatch | None:
+        """The next full batch, if more rows are there than fit into it."""
+        fit = int(np.searchsorted(np.cumsum(self._sizes[: self._rows + 1]), self._bytes, side="right"))
+        fit = max(1, min(fit, self._rows))
+        if fit >= len(self._sizes):
+            return None
+        rows = self.rest()
+        self._batches, self._sizes = [rows.slice(fit)], self._sizes[fit:]
+        return rows.slice(0, fit)
+
+    def rest(self) -> pa.RecordBatch:
+        """All rows that wait."""
+        return pa.concat_batches(self._batches) if self._batches else self.empty
+
+
+def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+    partitions = dict(part.partitions)
+    schema = pa.schema([field for field in schema if field.name not in partitions])
+    if part.format == "parquet":
+        return _read_parquet(part, schema, settings)
+    return _read_lines(part, schema, settings)
+
+
+def _read_parquet(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+    at = part.start
+    for batch in parquet.read_rows(
+        part.source, part.start, part.stop, schema, batch_rows=settings.batch_rows, batch_bytes=settings.batch_bytes
+    ):
+        rows = pa.array(np.arange(at, at + batch.num_rows))
+        at += batch.num_rows
+        yield Chunk(batch, rows, (), at - part.start, at - part.start)
+
+
+def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+    names = _header(part, settings)
+    if part.format == "jsonl":
+        parser, diagnose = jsonl.parser(schema), jsonl.diagnoser(schema, settings.id)
+    elif part.format == "text":
+        parser, diagnose = _text_parser(schema.names[0]), _no_diagnosis
+    else:
+        make = delimited.csv_parser if part.format == "csv" else delimited.tsv_parser
+        parser, diagnose = make(schema, names), delimited.diagnoser(schema, names, part.format)
+    seen = lines = 0
+    offset = int(part.format == "csv")  # its rows count from 0, lines from 1
+    with reading(part.source), open_stream(part.source, part.compression) as stream:
+        for block in _blocks(part, stream, settings.max_line_bytes):
+            batches: list[pa.RecordBatch] = []
+            if isinstance(block, BadLine):
+                rejects = [Reject("read", block.error, block.reason, block.number, length=block.length)]
+                rows = np.zeros(0, np.int64)
+                seen, lines = seen + 1, max(lines, block.number + offset)
+            else:
+                lines = max(lines, int(block.numbers[-1]) + offset)
+                documents = _documents(part, block, names)
+                seen += len(documents)
+                batches, rows, rejects = parse(documents, parser, diagnose, include_text=settings.rejects_include_text)
+            batch = pa.concat_batches(batches) if batches else _empty(pa.schema([]))
+            yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines)
+
+
+def _blocks(part: Part, stream: Any, max_line_bytes: int) -> Iterator[Block | BadLine]:
+    if part.format == "csv":
+        return delimited.read_records(stream, max_record_bytes=max_line_bytes)
+    return read_blocks(stream, part.start, part.stop, max_line_bytes=max_line_bytes)
+
+
+def _documents(part: Part, block: Block, header: list[str]) -> Block:
+    """The lines that are rows: neither header nor blank."""
+    if part.format == "jsonl":
+        return jsonl.without_blank(block)
+    if part.format == "csv":
+        return block.keep(block.numbers >= 0)
+    if part.format == "tsv":
+        body = (block.numbers > 1) if part.start == 0 else np.ones(len(block), np.bool_)
+        # An empty line is a row, an empty text, only where there is one column.
+        return block.keep(body & ((block.ends > block.starts) | (len(header) == 1)))
+    return block
+
+
+def _header(part: Part, settings: ReadSettings) -> list[str]:
+    if part.format not in ("csv", "tsv"):
+        return []
+    with reading(part.source), open_stream(part.source, part.compression) as stream:
+        return delimited.read_header(stream, part.format, settings.max_line_bytes)
+
+
+def _text_parser(name: str) -> Callable[[Block], pa.RecordBatch]:
+    return lambda block: pa.RecordBatch.from_arrays([block.strings()], [name])
+
+
+def _no_diagnosis(line: bytes) -> tuple[str, str, str | None]:
+    return "ArrowInvalid", "the line cannot be read", None
+
+
+def _select(
+    chunk: Chunk, part: Part, schema: pa.Schema, settings: ReadSettings
+) -> tuple[pa.RecordBatch, tuple[Reject, ...]]:
+    """The rows that have a text, with all columns of the plan, and those that have none as rejects."""
+    partitions = dict(part.partitions)
+    columns = {field.name: _column(chunk, field, partitions, settings, part.source) for field in schema}
+    count = len(chunk.rows)
+    good = np.ones(count, np.bool_)
+    rejects = list(chunk.rejects)
+    ids = columns.get(settings.id) if settings.id else None
+
+    def reject(index: int, error: str, reason: str, stage: str, data: bytes | None = None) -> None:
+        good[index] = False
+        value = None if ids is None else ids[index].as_py()
+        name = None if value is None else str(value)[:REJECT_ID_CHARACTERS]
+        length = None if data is None else len(data)
+        text = None if data is None or not settings.rejects_include_text else readable(data)
+        rejects.append(Reject(stage, error, reason, chunk.rows[index].as_py(), name, length, text))
+
+    for name in settings.text:
+        column = columns[name]
+        invalid = find_invalid_utf8(column)
+        for index in invalid:
+            if good[index]:
+                reason = f"the text in column {name!r} is not valid UTF-8"
+                reject(index, "UnicodeDecodeError", reason, "read", column[index].as_py())
+        if invalid:
+            column = pc.if_else(pa.array(good), column, pa.scalar(None, pa.binary()))
+        columns[name] = column.view(pa.string())
+    if settings.nulls == "reject":
+        absent = np.logical_and.reduce([np.asarray(columns[name].is_null()) for name in settings.text])
+        for absentee in np.flatnonzero(absent & good):
+            reject(int(absentee), "NullText", "the text is null", "text")
+    batch = pa.RecordBatch.from_arrays(
+        [*columns.values(), chunk.rows.cast(pa.int64())], schema=schema.append(pa.field(ROW, pa.int64()))
+    )
+    return batch if good.all() else batch.filter(pa.array(good)), tuple(rejects)
+
+
+def _column(
+    chunk: Chunk, field: pa.Field, partitions: Mapping[str, str], settings: ReadSettings, source: str
+) -> pa.Array:
+    """One column in the type of the plan, or as binary if it is a text column."""
+    count = len(chunk.rows)
+    if (index := chunk.batch.schema.get_field_index(field.name)) >= 0:
+        column = chunk.batch.column(index)
+    elif field.name in partitions:
+        column = pa.repeat(pa.scalar(partition_value(partitions[field.name]), pa.string()), count)
+    else:
+        column = pa.nulls(count, field.type)
+    if field.name in settings.text:
+        return decode_text(column)
+    try:
+        return column if column.type == field.type else column.cast(field.type)
+    except pa.ArrowException:
+        raise InputError(
+            f"cannot read {source!r}: a value of column {field.name!r} does not fit from {column.type} into "
+            f"{field.type}; give another type with types="
+        ) from None
+
+
+def _check_unchanged(part: Part) -> None:
+    info = file_info(part.source)
+    if (info.size, info.version) != (part.size, part.version):
+        raise InputError(f"{part.source!r} changed after the job had started; start the job again")
+
+
+def _provenance(split: Split, settings: ReadSettings) -> Provenance:
+    """What holds for all batches of a split; made once, since the id of a split takes all of its parts."""
+    return Provenance(
+        source="",
+        split=split.id,
+        ordinal=split.ordinal,
+        splits=split.splits,
+        reading=split.reading,
+        text=settings.text,
+        separator=settings.separator,
+        id=settings.id,
+        transient=settings.transient,
+        rejects_include_text=settings.rejects_include_text,
+    )
+
+
+def _in_part(provenance: Provenance, number: int, part: Part) -> Provenance:
+    unit = "row" if part.format in ("parquet", "csv") else "line"
+    return replace(
+        provenance,
+        source=part.source,
+        size=part.size,
+        version=part.version,
+        part=number,
+        unit=unit,
+        relative=unit == "line" and part.start > 0,
+    )
+
+
+def _taken(rejects: deque[Reject]) -> tuple[Reject, ...]:
+    """The next rejects, which are then no longer in the queue."""
+    taken = [rejects.popleft() for _ in range(min(len(rejects), MAX_REJECTS))]
+    return tuple(sorted(taken, key=_position))
+
+
+def _position(reject: Reject) -> int:
+    return reject.row or 0
+
+
+def _row_bytes(batch: pa.RecordBatch) -> Any:
+    """(rows,) bytes of each row; nested columns count as their average."""
+    sizes = np.zeros(batch.num_rows)
+    for column in batch.columns:
+        if str(column.type) in ("string", "large_string", "binary", "large_binary"):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+        else:
+            sizes += column.nbytes / max(len(column), 1)
+    return sizes
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
