@@ -1,0 +1,29 @@
+"""The table of the fault suite: one row for each fault that a test has injected."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.table import KEY, FaultReport, render, rows_of
+
+
+@pytest.fixture
+def fault_report(request: pytest.FixtureRequest) -> FaultReport:
+    """``fault_report.add("503 from the store", injected=17, equal=True, seconds=1.2)`` adds a row to the table."""
+    return FaultReport(request.node.user_properties)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints all rows; ``FAULTS_JSON`` names a file to write them to as well."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    rows = rows_of([value for report in reports for key, value in getattr(report, "user_properties", ()) if key == KEY])
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    terminalreporter.write(render(rows) + "\n")
+    if os.environ.get("FAULTS_JSON"):
+        Path(os.environ["FAULTS_JSON"]).write_text(json.dumps(rows, indent=2) + "\n")
