@@ -177,6 +177,7 @@ class SplitWriter:
             schema=describe_schema(self._schema) if self._schema else (),
             models=self._models,
             writer=self._settings.as_dict(),
+            input=provenance.schema,
         )
         stage_record(self._output, record)
         return record
@@ -206,6 +207,8 @@ class SplitWriter:
             provenance.relative,
             provenance.size,
             provenance.version,
+            provenance.start,
+            provenance.stop,
         )
         self._parts[provenance.part :] = [part]
 

@@ -50,7 +50,7 @@ INTENT = "_distilbeam/intent.json"
 STAGING = "_distilbeam/staging"
 REJECTS = "_rejects"
 VERSION = 1
-_SHARED = ("models", "reading", "schema", "writer")
+_SHARED = ("input", "models", "reading", "schema", "writer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,8 @@ class PartRecord:
         relative: whether rows were counted from the start of the part.
         size: bytes of the file as it was read.
         version: what changes when the file does, as ``Part.version``.
+        start: first byte or row of the part, as ``Part.start``.
+        stop: end of the part, as ``Part.stop``.
     """
 
     source: str
@@ -72,6 +74,8 @@ class PartRecord:
     relative: bool = False
     size: int = 0
     version: str = ""
+    start: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ class SplitRecord:
         schema: (name, type) of the columns written.
         models: identity of checkpoint and settings of each stage, as ``Provenance.models``.
         writer: settings of the writer that shape the files.
+        input: ``Split.schema`` in base64, so that a later run reads new files into the same columns.
     """
 
     split: str
@@ -128,6 +133,7 @@ class SplitRecord:
     schema: tuple[tuple[str, str], ...]
     models: tuple[dict[str, Any], ...]
     writer: dict[str, Any]
+    input: str = ""
 
     @property
     def rows(self) -> int:
@@ -237,6 +243,11 @@ class Manifest:
         return self.records[0].reading
 
     @property
+    def input(self) -> str:
+        """Columns of the input, as ``SplitRecord.input``."""
+        return next((record.input for record in self.records if record.input), "")
+
+    @property
     def writer(self) -> dict[str, Any]:
         """Settings of the writer."""
         return self.records[0].writer
@@ -285,7 +296,7 @@ class Manifest:
         document = json.loads(data)
         if document["version"] != VERSION:
             raise ValueError(f"version {document['version']!r}")
-        shared = {name: document[name] for name in _SHARED}
+        shared = {name: document[name] for name in _SHARED if name in document}
         return cls(tuple(SplitRecord.from_dict({**shared, **split}) for split in document["splits"]))
 
 

@@ -23,7 +23,17 @@ from .provenance import ROW
 from .read_settings import ReadSettings
 from .splits import Part, Split
 
-__all__ = ["list_inputs", "partition_value", "plan_splits", "read_schema"]
+__all__ = [
+    "InputFile",
+    "cut",
+    "list_inputs",
+    "look",
+    "numbered",
+    "partition_value",
+    "plan_splits",
+    "read_schema",
+    "wanted",
+]
 
 _THREADS = 16
 _SAMPLED_FILES = 16
@@ -33,7 +43,7 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class InputFile:
     """A file as the plan sees it: whether it was looked into, and in which row ranges it would be read."""
 
     info: FileInfo
@@ -50,6 +60,11 @@ class _File:
         pairs = (folder.partition("=") for folder in folders if folder.partition("=")[0] and "=" in folder)
         return tuple({unquote(key): value for key, _, value in pairs}.items())
 
+    def part(self, partitions: Collection[str]) -> Part:
+        """The whole file as one part, with those of its partition values that are columns."""
+        values = tuple((name, value) for name, value in self.partitions if name in partitions)
+        return Part(self.info.url, self.format, self.info.size, self.info.version, self.compression, partitions=values)
+
 
 def list_inputs(settings: ReadSettings) -> list[FileInfo]:
     """The files of all paths, each once, sorted by URL.
@@ -61,30 +76,42 @@ def list_inputs(settings: ReadSettings) -> list[FileInfo]:
     return [files[url] for url in sorted(files)]
 
 
-def plan_splits(settings: ReadSettings) -> list[Split]:
+def plan_splits(settings: ReadSettings, *, apart: bool = False) -> list[Split]:
     """All splits of the input, in order: each about ``split_bytes`` of the columns to read.
+
+    Args:
+        settings: what to read and how.
+        apart: whether no split is to hold parts of two files, so that a changed file concerns no other.
 
     Raises:
         InputError: nothing matches, a file cannot be read, a column is missing or is no text, or the files disagree.
     """
-    files, schemas = _look(settings, list_inputs(settings))
+    files, schemas = look(settings, list_inputs(settings))
     schema = _unified(settings, files, schemas)
     encoded = schema.serialize().to_pybytes()
     reading = settings.digest
     partitions = set(schema.names).difference(*(names.names for _, names in schemas))
-    pieces = [piece for file in files for piece in _pieces(file, partitions, settings)]
-    groups = list(_grouped(pieces, settings.split_bytes))
-    return [
+    pieces = [list(cut(file, partitions, settings)) for file in files]
+    if not apart:
+        pieces = [[piece for several in pieces for piece in several]]
+    return numbered(
         Split(
             parts=tuple(part for part, _ in group),
-            ordinal=ordinal,
-            splits=len(groups),
+            ordinal=0,
+            splits=0,
             schema=encoded,
             size=sum(size for _, size in group),
             reading=reading,
         )
-        for ordinal, group in enumerate(groups)
-    ]
+        for several in pieces
+        for group in _grouped(several, settings.split_bytes)
+    )
+
+
+def numbered(splits: Iterable[Split]) -> list[Split]:
+    """Splits with their positions in the plan that they make up."""
+    splits = list(splits)
+    return [replace(split, ordinal=ordinal, splits=len(splits)) for ordinal, split in enumerate(splits)]
 
 
 def read_schema(split: Split) -> pa.Schema:
@@ -97,9 +124,9 @@ def partition_value(value: str) -> str | None:
     return None if value == _HIVE_NULL else unquote(value)
 
 
-def _look(settings: ReadSettings, infos: list[FileInfo]) -> tuple[list[_File], list[tuple[str, pa.Schema]]]:
+def look(settings: ReadSettings, infos: list[FileInfo]) -> tuple[list[InputFile], list[tuple[str, pa.Schema]]]:
     """Looks into the files. Gives each schema that they have once, with the first file that has it."""
-    files = [_File(info, *detect(info.url, settings.format)) for info in infos]
+    files = [InputFile(info, *detect(info.url, settings.format)) for info in infos]
     # Types of JSON are guessed from a sample; all other formats say in their heads what they hold.
     guessed = [index for index, file in enumerate(files) if file.format == "jsonl"]
     sample = {guessed[len(guessed) * n // _SAMPLED_FILES] for n in range(_SAMPLED_FILES)} if guessed else set()
@@ -119,14 +146,14 @@ def _look(settings: ReadSettings, infos: list[FileInfo]) -> tuple[list[_File], l
     return files, [(files[n].info.url, schema) for n, schema in sorted(schemas.values(), key=lambda pair: pair[0])]
 
 
-def _inspect(settings: ReadSettings, file: _File) -> tuple[_File, pa.Schema]:
+def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Schema]:
     """What a look into the file tells, and its schema."""
     url = file.info.url
     file = replace(file, sampled=True)
     if file.format == "parquet":
         with parquet.open_parquet(url) as opened:
             schema = opened.schema_arrow
-            columns = _wanted(settings, schema.names)
+            columns = wanted(settings, schema.names)
             twice = sorted(name for name, count in Counter(columns).items() if count > 1)
             if twice:
                 raise InputError(f"{url!r} has {', '.join(map(repr, twice))} twice; rename one of them")
@@ -144,13 +171,13 @@ def _inspect(settings: ReadSettings, file: _File) -> tuple[_File, pa.Schema]:
     return file, pa.schema([(name, pa.string()) for name in header])
 
 
-def _wanted(settings: ReadSettings, names: Iterable[str]) -> list[str]:
+def wanted(settings: ReadSettings, names: Iterable[str]) -> list[str]:
     """Those of the names that are to be read."""
     asked = None if settings.asked is None else frozenset(settings.asked)
     return [name for name in names if asked is None or name in asked]
 
 
-def _unified(settings: ReadSettings, files: list[_File], schemas: list[tuple[str, pa.Schema]]) -> pa.Schema:
+def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple[str, pa.Schema]]) -> pa.Schema:
     """The schema of the plan: the columns of the files, then those of their partitions."""
     known: dict[str, dict[pa.DataType, str]] = {}  # the types of each column, each with the first file that has it
     for url, schema in schemas:
@@ -158,14 +185,14 @@ def _unified(settings: ReadSettings, files: list[_File], schemas: list[tuple[str
             known.setdefault(column.name, {}).setdefault(column.type, url)
     formats = {file.format for file in files}
     partitions = {name: None for file in files for name, _ in file.partitions if name not in known}
-    fields = {name: _field(settings, name, known[name]) for name in _wanted(settings, known)}
-    fields |= {name: pa.field(name, pa.string()) for name in _wanted(settings, partitions)}
+    fields = {name: _field(settings, name, known[name]) for name in wanted(settings, known)}
+    fields |= {name: pa.field(name, pa.string()) for name in wanted(settings, partitions)}
     if all(file.empty for file in files if file.sampled):  # no JSON object anywhere, so nothing contradicts the user
         fields |= {name: pa.field(name, pa.string()) for name in settings.asked or settings.text if name not in fields}
     for name, kind in settings.types.items():
         if name not in fields and "jsonl" not in formats:
             raise InputError(f"types names a column {name!r} that is not read; leave it out, or add it to keep")
-        if name in fields or _wanted(settings, [name]):
+        if name in fields or wanted(settings, [name]):
             fields[name] = pa.field(name, kind if name not in settings.text else pa.string())
     _check_types(formats, {name: field.type for name, field in fields.items() if name in settings.types})
     available = [*known, *partitions]
@@ -224,10 +251,10 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
     return field
 
 
-def _pieces(file: _File, partitions: Collection[str], settings: ReadSettings) -> Iterator[tuple[Part, int]]:
+def cut(file: InputFile, partitions: Collection[str], settings: ReadSettings) -> Iterator[tuple[Part, int]]:
+    """The parts of a file, each of at most about ``split_bytes``, and their bytes."""
     size = file.info.size
-    values = tuple((name, value) for name, value in file.partitions if name in partitions)
-    whole = Part(file.info.url, file.format, size, file.info.version, file.compression, partitions=values)
+    whole = file.part(partitions)
     if file.format == "parquet":
         for start, stop, weight in file.rows:
             yield replace(whole, start=start, stop=stop), weight

@@ -58,6 +58,8 @@ class Provenance:
         source: path or URL of the file.
         size: bytes of the file when the plan was made.
         version: what changes when the file does, as ``Part.version``.
+        start: first byte or row of the part, as ``Part.start``.
+        stop: end of the part, as ``Part.stop``.
         attempt: how often work on the split was begun, this time included; above 1 an earlier attempt has died.
         split: id of the split, equal for equal input and reading settings.
         ordinal: position of the split in the plan, from 0.
@@ -72,6 +74,8 @@ class Provenance:
         unit: what ``ROW`` counts: ``row`` (records from 0) or ``line`` (physical lines from 1).
         relative: whether ``ROW`` counts from the start of the part, because the file's rows before it are unknown.
         finished: the split needs no work, since the output already has it; the batch has no rows.
+        record: ``Split.record`` of a finished split.
+        schema: ``Split.schema`` in base64, in the last batch of a split alone.
         text: the text columns, joined in this order.
         separator: what joins several text columns.
         id: the id column, if any.
@@ -87,6 +91,8 @@ class Provenance:
     splits: int = 1
     size: int = 0
     version: str = ""
+    start: int = 0
+    stop: int | None = None
     attempt: int = 1
     reading: str = ""
     part: int = 0
@@ -97,6 +103,8 @@ class Provenance:
     unit: str = "row"
     relative: bool = False
     finished: bool = False
+    record: str = ""
+    schema: str = ""
     text: tuple[str, ...] = ()
     separator: str = " "
     id: str | None = None

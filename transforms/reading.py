@@ -261,6 +261,8 @@ def _in_part(provenance: Provenance, number: int, part: Part) -> Provenance:
         source=part.source,
         size=part.size,
         version=part.version,
+        start=part.start,
+        stop=part.stop,
         part=number,
         unit=unit,
         relative=unit == "line" and part.start > 0,

@@ -49,6 +49,8 @@ class Split:
         schema: Arrow IPC of the schema that every batch of the plan has, so that all shards agree.
         size: estimated bytes of text, for progress.
         reading: digest of the settings that decide what becomes of the rows.
+        record: ``id-fingerprint`` of the record that an output has of the split, if it needs no reading; of the parts
+            the first is then enough.
     """
 
     parts: tuple[Part, ...]
@@ -57,6 +59,7 @@ class Split:
     schema: bytes
     size: int
     reading: str = ""
+    record: str = ""
 
     @property
     def id(self) -> str:
@@ -64,5 +67,7 @@ class Split:
 
         They are computed from all parts at every call, so call it once.
         """
+        if self.record:
+            return self.record.partition("-")[0]
         parts = json.dumps([_values(part) for part in self.parts]).encode()
         return hashlib.sha256(b"\0".join((parts, self.reading.encode(), self.schema))).hexdigest()[:32]
