@@ -151,6 +151,11 @@ class SplitRecord:
         return fingerprint(self.split, self.models, self.writer)
 
     @property
+    def name(self) -> str:
+        """The record among all of its split: ``split-fingerprint``."""
+        return f"{self.split}-{self.fingerprint}"
+
+    @property
     def files(self) -> tuple[FileRecord, ...]:
         """Shards, and the rejects file if there is one."""
         return self.shards + ((self.rejects_file,) if self.rejects_file else ())

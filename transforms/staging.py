@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 def stage_record(output: str, record: SplitRecord) -> None:
     """Notes that a split is staged; written after its files, whole or not at all."""
-    url = filesystems.join(output, STAGING, f"{record.split}-{record.fingerprint}.json")
+    url = filesystems.join(output, STAGING, f"{record.name}.json")
     filesystems.write_bytes(url, json.dumps(record.as_dict()).encode())
 
 
@@ -161,17 +161,21 @@ class OutputState:
                 "choose another folder"
             )
 
-    def find(self, split: str, *, writer: Mapping[str, Any], settings: Sequence[Any] | None) -> list[SplitRecord]:
+    def find(
+        self, split: str, *, writer: Mapping[str, Any], settings: Sequence[Any] | None, record: str = ""
+    ) -> list[SplitRecord]:
         """Records of a split whose files are all here; the committed one first.
 
         Args:
             split: id of the split.
             writer: settings of the writer.
             settings: settings of each stage with a model, in order; None for any.
+            record: name of the record that is meant; empty for any.
         """
         for candidates in (self._committed.get(split, []), list(self._staged(split).values())):
-            usable = [record for record in candidates if _same(record, settings=settings, writer=writer)]
-            found = [located for record in usable if (located := self._locate(record)) is not None]
+            named = [each for each in candidates if record in ("", each.name)]
+            usable = [each for each in named if _same(each, settings=settings, writer=writer)]
+            found = [located for each in usable if (located := self._locate(each)) is not None]
             if found:
                 return found
         return []
@@ -267,7 +271,7 @@ def finished_record(state: OutputState, provenance: Provenance, shards: ShardSet
         OutputError: there is none, or there are several and the batch does not say which model is meant.
     """
     settings = settings_of(provenance.models) or None
-    records = state.find(provenance.split, settings=settings, writer=shards.as_dict())
+    records = state.find(provenance.split, settings=settings, writer=shards.as_dict(), record=provenance.record)
     if not records:
         raise OutputError(
             f"split {provenance.ordinal} was found finished in {state.output!r} when the job began, but its files are "

@@ -1,0 +1,221 @@
+"""What a growing input needs beyond what an output has: new and changed files, read into the same columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from .errors import InputError
+from .filesystems import FileInfo
+from .formats import jsonl
+from .formats.base import detect, is_text_type, reading, unify
+from .formats.lines import BadLine, open_stream, parse, read_blocks
+from .manifest import PartRecord, SplitRecord
+from .planning import InputFile, cut, list_inputs, look, wanted
+from .read_settings import ReadSettings
+from .splits import Part, Split
+
+__all__ = ["COVERED", "Changes", "compare", "files_of", "holding", "is_covered", "plan_increment"]
+
+COVERED = "covered"
+"""Begins the id of the split that stands for the files whose rows are in an earlier output; others are hexadecimal."""
+
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """How an output differs from the one before it.
+
+    Attributes:
+        files_kept: files of the input that are as they were.
+        files_added: files that are new.
+        files_replaced: files that have changed.
+        files_removed: files that are gone.
+        splits_kept: splits that stand as they were written.
+        splits_added: splits that were written.
+        splits_removed: splits that have left the output.
+    """
+
+    files_kept: int
+    files_added: int
+    files_replaced: int
+    files_removed: int
+    splits_kept: int
+    splits_added: int
+    splits_removed: int
+
+
+def is_covered(record: SplitRecord) -> bool:
+    """Whether a record only names files whose rows are in an earlier output."""
+    return record.split.startswith(COVERED)
+
+
+def holding(records: Iterable[SplitRecord]) -> list[SplitRecord]:
+    """The records of splits that were read."""
+    return [record for record in records if not is_covered(record)]
+
+
+def files_of(records: Iterable[SplitRecord]) -> dict[str, tuple[int, str]]:
+    """Size and version of every file that these records name, covered ones too."""
+    return {part.source: (part.size, part.version) for record in records for part in record.parts}
+
+
+def compare(before: Sequence[SplitRecord], after: Sequence[SplitRecord], since: Sequence[SplitRecord] = ()) -> Changes:
+    """What has changed from one output to the next.
+
+    Args:
+        before: records that the output had.
+        after: records that it has now.
+        since: records of an earlier output whose files are covered.
+    """
+    old, new = {**files_of(since), **files_of(before)}, files_of(after)
+    kept = sum(old.get(source) == version for source, version in new.items())
+    both = len(old.keys() & new.keys())
+    was, now = ({record.name for record in holding(records)} for records in (before, after))
+    return Changes(
+        files_kept=kept,
+        files_added=len(new) - both,
+        files_replaced=both - kept,
+        files_removed=len(old) - both,
+        splits_kept=len(was & now),
+        splits_added=len(now - was),
+        splits_removed=len(was - now),
+    )
+
+
+def plan_increment(
+    settings: ReadSettings,
+    records: Sequence[SplitRecord],
+    schema: bytes,
+    *,
+    lost: Collection[str] = (),
+    covered: Mapping[str, tuple[int, str]],
+) -> tuple[list[Split], list[FileInfo]]:
+    """Splits of the input as it is now, of which those that stand as they were written are not looked into.
+
+    Such a split is kept if all of its files are as they were. All else is read file by file: new and changed files,
+    and of unchanged files the ranges that were written together with one that has changed or gone.
+
+    Args:
+        settings: what to read and how.
+        records: splits of the output.
+        schema: Arrow IPC of the schema that they were read with.
+        lost: names of records that cannot be kept, since their files are damaged.
+        covered: size and version of files that need no reading since an earlier output has them.
+
+    Returns:
+        The splits in the order of their files, still without position in the plan; those that are kept have a
+        ``record``. And the covered files that are still there as they were.
+
+    Raises:
+        InputError: nothing matches, a file cannot be read, or has columns that do not fit into the schema.
+    """
+    files = {info.url: info for info in list_inputs(settings)}
+    there = [info for url, info in files.items() if _is_same(covered.get(url), info)]
+    todo = files.keys() - {info.url for info in there}
+
+    def same(part: PartRecord) -> bool:
+        return part.source in todo and _is_same((part.size, part.version), files[part.source])
+
+    kept, dropped = [], []
+    for record in records:
+        if record.name not in lost and all(map(same, record.parts)):
+            kept.append(record)
+        else:
+            dropped += [part for part in record.parts if same(part)]
+    again: dict[str, list[PartRecord]] = {}
+    for part in dropped:
+        again.setdefault(part.source, []).append(part)
+    known = {part.source for record in kept for part in record.parts} | again.keys()
+    looked, schemas = look(settings, [files[url] for url in sorted((todo - known) | again.keys())])
+    columns = pa.ipc.read_schema(pa.py_buffer(schema))
+    _check_fit(settings, columns, looked, schemas)
+    partitions = set(columns.names).difference(*(found.names for _, found in schemas))
+    splits = [Split((_first(record),), 0, 0, schema, 0, record=record.name) for record in kept]
+    for file in looked:
+        ranges = again.get(file.info.url)
+        pieces = _same_ranges(file, ranges, partitions) if ranges else cut(file, partitions, settings)
+        splits += [Split((part,), 0, 0, schema, size, settings.digest) for part, size in pieces]
+    return sorted(splits, key=lambda split: (split.parts[0].source, split.parts[0].start)), there
+
+
+def _is_same(known: tuple[int, str] | None, info: FileInfo) -> bool:
+    """Whether a file is as it was; where the store tells no version nobody knows, so it is not."""
+    return known == (info.size, info.version) and info.version != ""
+
+
+def _first(record: SplitRecord) -> Part:
+    part = record.parts[0]
+    return Part(part.source, "", part.size, part.version, start=part.start, stop=part.stop)
+
+
+def _same_ranges(
+    file: InputFile, ranges: Iterable[PartRecord], partitions: Collection[str]
+) -> Iterator[tuple[Part, int]]:
+    """The ranges of a file in which it was read before, and their bytes."""
+    whole = file.part(partitions)
+    rows = max((stop for _, stop, _ in file.rows), default=0)
+    weight = sum(size for _, _, size in file.rows) if rows else file.info.size
+    length = rows or file.info.size
+    for part in sorted(ranges, key=lambda part: part.start):
+        share = (length if part.stop is None else part.stop) - part.start
+        yield replace(whole, start=part.start, stop=part.stop), weight * share // max(length, 1)
+
+
+def _check_fit(
+    settings: ReadSettings, columns: pa.Schema, files: Sequence[InputFile], schemas: Sequence[tuple[str, pa.Schema]]
+) -> None:
+    """Raises InputError for the first column of the files that cannot be read as the schema has it."""
+    for url, schema in schemas:
+        for name in wanted(settings, schema.names):
+            if name not in columns.names:
+                raise _surplus(url, name)
+            if not _fits(settings, url, columns.field(name), schema.field(name)):
+                raise InputError(
+                    f"column {name!r} is {columns.field(name).type} in the output, but {schema.field(name).type} in "
+                    f"{url!r}; convert the file, or set if_exists to 'overwrite' to start anew, where types= can "
+                    "give the column a type that suits all files and keep= can leave it out"
+                )
+    for file in files:
+        for name in wanted(settings, [name for name, _ in file.partitions]):
+            if name not in columns.names:
+                raise _surplus(file.info.url, name)
+
+
+def _surplus(url: str, name: str) -> InputError:
+    return InputError(
+        f"{url!r} has a column {name!r} that the output does not have; leave it out of the file, or set if_exists to "
+        "'overwrite' to start anew, with it in all rows or with keep= listing the columns to keep"
+    )
+
+
+def _fits(settings: ReadSettings, url: str, column: pa.Field, found: pa.Field) -> bool:
+    if column.name in settings.text:
+        return is_text_type(found.type) or pa.types.is_null(found.type)
+    if column.name in settings.types:
+        return True
+    try:
+        if unify([column, found]).type == column.type:
+            return True
+    except pa.ArrowException:
+        pass
+    format, compression = detect(url, settings.format)
+    # Inferred types tell too little: nulls alone pass for strings.
+    return format == "jsonl" and _reads_as(url, compression, column, settings.max_line_bytes)
+
+
+def _reads_as(url: str, compression: str | None, column: pa.Field, max_line_bytes: int) -> bool:
+    """Whether the first lines of JSON have values of this type, or none, in a column."""
+    schema = pa.schema([column])
+    parser, diagnose = jsonl.parser(schema), jsonl.diagnoser(schema, None)
+    with reading(url), open_stream(url, compression) as stream:
+        for block in read_blocks(stream, 0, _SAMPLE_BYTES, max_line_bytes=max_line_bytes, block_bytes=_SAMPLE_BYTES):
+            if isinstance(block, BadLine):
+                continue
+            _, _, rejects = parse(jsonl.without_blank(block), parser, diagnose, include_text=False)
+            if any(reject.error == "TypeError" for reject in rejects):
+                return False
+    return True
