@@ -1,14 +1,16 @@
-"""Files and folders on any fsspec store, named by path or URL."""
+"""Files and folders on any fsspec store, named by path or URL.
+
+What fails for a moment is tried again, see ``retries``. A file is written whole or not at all, and what was written or
+read has the size it must have, or an error says so.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -18,13 +20,17 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.core import url_to_fs
 
+from . import stores
 from .errors import DistilbeamError, InputError, OutputError, SettingsError
+from .retries import retry
+from .urls import EXTRAS, check_url, is_local, join, named, split
 
 __all__ = [
     "FileInfo",
     "check_url",
     "create",
     "delete",
+    "download",
     "exists",
     "file_info",
     "is_local",
@@ -35,14 +41,11 @@ __all__ = [
     "open_input",
     "read_bytes",
     "resolve",
+    "sync",
     "write_bytes",
 ]
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-# Stores that show a file only once all of it is there. Others, such as hdfs and dbfs, write in place.
-_PROTOCOLS = frozenset({"file", "local", "memory", "hf", "oci", "oss", "lakefs", *_EXTRAS})
 _HIDDEN = ("_", ".")
-_LOCAL = frozenset({"file", "local"})
 # What changes when a file does, best first. Stores spell it differently.
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 
@@ -56,32 +59,6 @@ class FileInfo:
     version: str
 
 
-def check_url(url: str | os.PathLike[str]) -> str:
-    """The path or URL as text, if it is one we accept; looks at nothing but the text.
-
-    Raises:
-        SettingsError: the URL is chained, holds credentials, or names an unknown or refused protocol.
-    """
-    url = os.fspath(url)
-    if not isinstance(url, str) or not url:
-        raise SettingsError(f"a path or URL must be a non-empty text, not {url!r}")
-    if "\0" in url:
-        raise SettingsError(f"the path {url!r} holds a NUL character")
-    if "::" in url:
-        raise SettingsError(f"chained URLs such as {_masked(url)!r} are not supported; name the file itself")
-    protocol, authority = _split(url)
-    # A secret may hold a slash; no bucket's name holds a colon.
-    if "://" in url and ":" in authority and "@" in url:
-        raise SettingsError(
-            f"the URL {_masked(url)!r} holds a password; leave it out and give credentials through the "
-            "environment or the fsspec configuration"
-        )
-    if protocol not in _PROTOCOLS:
-        allowed = ", ".join(f"{name}://" for name in sorted(_PROTOCOLS))
-        raise SettingsError(f"cannot use {protocol}:// in {_masked(url)!r}; use a local path or one of {allowed}")
-    return url
-
-
 def resolve(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or URL, and the path inside it.
 
@@ -89,33 +66,21 @@ def resolve(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str
         SettingsError: as ``check_url``, or the driver of the store is not installed.
     """
     url = check_url(url)
-    protocol, _ = _split(url)
+    protocol, _ = split(url)
     try:
         filesystem, path = url_to_fs(url)
     except ImportError as error:
-        extra = _EXTRAS.get(protocol)
+        extra = EXTRAS.get(protocol)
         cure = f"pip install 'distilbeam[{extra}]'" if extra else str(error)
         raise SettingsError(f"{protocol}:// needs a driver that is not installed: {cure}") from error
     return filesystem, str(path)
-
-
-def is_local(url: str) -> bool:
-    """Whether the path or URL lies on this machine's disk."""
-    return _split(url)[0] in _LOCAL
-
-
-def join(url: str, *names: str) -> str:
-    """The URL of something below a folder."""
-    folder = url if url.endswith("://") else url.rstrip("/") + "/"
-    return folder + "/".join(name.strip("/") for name in names)
 
 
 def exists(url: str) -> bool:
     """Whether there is a file or folder."""
     filesystem, path = resolve(url)
     with _failing_as(InputError, "look at", url):
-        filesystem.invalidate_cache()
-        return bool(filesystem.exists(path))
+        return stores.find_info(filesystem, path) is not None
 
 
 def file_info(url: str) -> FileInfo:
@@ -126,8 +91,7 @@ def file_info(url: str) -> FileInfo:
     """
     filesystem, path = resolve(url)
     with _failing_as(InputError, "look at", url):
-        filesystem.invalidate_cache()
-        return _file_info(url, filesystem.info(path))
+        return _file_info(url, stores.info(filesystem, path))
 
 
 def read_bytes(url: str) -> bytes:
@@ -138,12 +102,16 @@ def read_bytes(url: str) -> bytes:
     """
     filesystem, path = resolve(url)
     with _failing_as(InputError, "read", url):
-        filesystem.invalidate_cache()
-        return bytes(filesystem.cat_file(path))
+        if is_local(url):
+            return Path(path).read_bytes()
+        return stores.read_all(filesystem, path)
 
 
 def open_input(url: str, cache: str = "readahead") -> BinaryIO:
     """A seekable binary file for reading; the caller closes it.
+
+    A read from a store gives all the bytes asked for that the file has, or raises OSError: a lost connection or a body
+    that was cut is read again.
 
     Args:
         url: path or URL.
@@ -156,8 +124,24 @@ def open_input(url: str, cache: str = "readahead") -> BinaryIO:
     with _failing_as(InputError, "open", url):
         if is_local(url):
             return open(path, "rb")
-        stream: BinaryIO = filesystem.open(path, "rb", block_size=4 << 20, cache_type=cache)
-        return stream
+        return stores.RemoteFile(filesystem, path, cache)  # type: ignore[return-value]
+
+
+def download(url: str, path: str | os.PathLike[str]) -> None:
+    """Copies a file to a path on this machine.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+        OSError: the copy cannot be written.
+    """
+    with open_input(url, cache="none") as source, open(path, "wb") as target:
+        with _failing_as(InputError, "read", url):
+            blocks = iter(lambda: source.read(8 << 20), b"")
+            block = next(blocks, b"")
+        while block:
+            target.write(block)
+            with _failing_as(InputError, "read", url):
+                block = next(blocks, b"")
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -172,7 +156,7 @@ def write_bytes(url: str, data: bytes) -> None:
         return
     filesystem, path = resolve(url)
     with _failing_as(OutputError, "write", url):
-        filesystem.pipe_file(path, data)
+        stores.write(filesystem, path, len(data), lambda: filesystem.pipe_file(path, data))
 
 
 @contextmanager
@@ -180,7 +164,8 @@ def create(url: str) -> Iterator[BinaryIO]:
     """A binary file to write, visible whole when the block ends and never if it fails.
 
     Locally it is written beside its place under a hidden name, synced and renamed. For other stores it is written to a
-    temporary file here and then uploaded, since stores show an upload only once it is complete.
+    file without a name here, which is gone with the process however that ends, and then uploaded, since stores show an
+    upload only once it is complete.
 
     Raises:
         OutputError: it cannot be written.
@@ -188,20 +173,23 @@ def create(url: str) -> Iterator[BinaryIO]:
     filesystem, path = resolve(url)
     try:
         if is_local(url):
-            with _create_locally(Path(path)) as stream:
+            with stores.create_locally(Path(path)) as stream:
                 yield stream
         else:
-            with tempfile.NamedTemporaryFile(prefix="distilbeam-") as stream:
-                yield stream  # type: ignore[misc]
+            with stores.unnamed_file() as (stream, name):
+                yield stream
                 stream.flush()
+                size = stream.tell()
                 with _failing_as(OutputError, "write", url):
-                    filesystem.put_file(stream.name, path)
+                    stores.write(filesystem, path, size, lambda: filesystem.put_file(name, path))
     except OSError as error:
         raise OutputError(f"cannot write {url!r}: {type(error).__name__}: {error}") from error
 
 
 def move(source: str, target: str) -> None:
     """Moves a file inside one store, in place of what was there; atomic on a local disk.
+
+    Elsewhere it is copied, and deleted only once the copy has its size. A local move lasts once ``sync`` was called.
 
     Raises:
         OutputError: it cannot be moved.
@@ -212,9 +200,10 @@ def move(source: str, target: str) -> None:
         if is_local(source):
             Path(new).parent.mkdir(parents=True, exist_ok=True)
             Path(old).replace(new)
-        else:
-            filesystem.cp_file(old, new)
-            filesystem.rm_file(old)
+            return
+        size = int(stores.info(filesystem, old)["size"])
+        stores.write(filesystem, new, size, lambda: filesystem.cp_file(old, new))
+        stores.remove_file(filesystem, old)
 
 
 def delete(url: str) -> None:
@@ -225,28 +214,40 @@ def delete(url: str) -> None:
     """
     filesystem, path = resolve(url)
     with _failing_as(OutputError, "delete", url):
-        if is_local(url):
-            if Path(path).is_dir() and not Path(path).is_symlink():
-                shutil.rmtree(path)
-            else:
-                Path(path).unlink(missing_ok=True)
-            return
-        filesystem.invalidate_cache()
-        if filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
+        if not is_local(url):
+            stores.remove(filesystem, path)
+        elif Path(path).is_dir() and not Path(path).is_symlink():
+            shutil.rmtree(path)
+        else:
+            Path(path).unlink(missing_ok=True)
+
+
+def sync(folder: str) -> None:
+    """Makes the names in a local folder last through a power cut; stores need no such thing.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    if not is_local(folder):
+        return
+    _, path = resolve(folder)
+    with _failing_as(OutputError, "sync", folder), suppress(FileNotFoundError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def list_files(url: str) -> list[FileInfo]:
     """All files below a folder, hidden ones too, sorted by URL; none if there is no such folder.
 
     Raises:
-        InputError: the folder cannot be listed.
+        InputError: the folder, or one below it, cannot be listed.
     """
     filesystem, path = resolve(url)
     with _failing_as(InputError, "list", url):
-        filesystem.invalidate_cache()
-        found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
-    return _sorted(url, found)
+        return _sorted(url, stores.find(filesystem, path))
 
 
 def match_files(pattern: str) -> list[FileInfo]:
@@ -261,20 +262,20 @@ def match_files(pattern: str) -> list[FileInfo]:
     """
     filesystem, path = resolve(pattern)
     with _failing_as(InputError, "list", pattern):
-        filesystem.invalidate_cache()
-        if filesystem.isfile(path):
-            return [_file_info(pattern if not is_local(pattern) else path, filesystem.info(path))]
+        there = stores.find_info(filesystem, path)
+        if there and there["type"] == "file":
+            return [_file_info(pattern if not is_local(pattern) else path, there)]
         found: dict[str, dict[str, Any]] = {}
         roots = [path]
         magic = re.search(r"[*?\[]", path)
-        if magic and not filesystem.isdir(path):
+        if magic and not there:
             literal = path[: magic.start()].rpartition("/")[0]
-            matches = filesystem.glob(path, detail=True)
+            matches = retry(lambda: filesystem.glob(path, detail=True))
             visible = {name: info for name, info in matches.items() if _is_visible(name, literal, path)}
             found = {name: info for name, info in visible.items() if info["type"] == "file"}
             roots = [name for name, info in visible.items() if info["type"] == "directory" and "**" not in path]
         for root in roots:
-            below = filesystem.find(root, detail=True)
+            below = stores.find(filesystem, root)
             outputs = _outputs_below(root, below)
             found.update(
                 (name, info) for name, info in below.items() if _is_visible(name, root) and not name.startswith(outputs)
@@ -293,29 +294,6 @@ def _outputs_below(root: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(folder + "/" for folder in folders - {root.rstrip("/")})
 
 
-def _split(url: str) -> tuple[str, str]:
-    protocol, separator, rest = url.partition("://")
-    if separator:
-        return protocol.lower(), rest.partition("/")[0]
-    return "file", ""
-
-
-def _masked(url: str) -> str:
-    """The URL without what may be a secret: a password, which may hold a slash, and a query."""
-    return re.sub(r"://[^/@]*:.*@", "://***@", url).partition("?")[0]
-
-
-def _named(like: str, path: str) -> str:
-    """The URL of a store's inner path, spelled as the URL the user gave."""
-    protocol, authority = _split(like)
-    if protocol in _LOCAL:
-        return path
-    path = path.lstrip("/")
-    if "@" in authority:  # abfs://container@account: the inner path holds the container alone
-        return f"{protocol}://{authority}/{path.partition('/')[2]}"
-    return f"{protocol}://{path}"
-
-
 def _file_info(url: str, info: dict[str, Any]) -> FileInfo:
     if info["type"] != "file":
         raise InputError(f"{url!r} is a folder, not a file")
@@ -326,7 +304,7 @@ def _file_info(url: str, info: dict[str, Any]) -> FileInfo:
 
 
 def _sorted(like: str, found: dict[str, dict[str, Any]]) -> list[FileInfo]:
-    infos = [_file_info(_named(like, name), info) for name, info in found.items() if info["type"] == "file"]
+    infos = [_file_info(named(like, name), info) for name, info in found.items() if info["type"] == "file"]
     return sorted(infos, key=lambda info: info.url)
 
 
@@ -350,23 +328,3 @@ def _failing_as(kind: type[DistilbeamError], what: str, url: str) -> Iterator[No
         raise kind(f"cannot {what} {url!r}: there is no such file or folder") from error
     except Exception as error:
         raise kind(f"cannot {what} {url!r}: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _create_locally(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name survives a power cut too
-    finally:
-        os.close(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fsspec.registry import _registry
 
-from distilbeam.transforms import filesystems
+from distilbeam.transforms import filesystems, urls
 from distilbeam.transforms.errors import InputError, OutputError, SettingsError
 
 
@@ -164,5 +164,5 @@ def test_a_missing_driver_is_answered_with_the_command(
 
 
 def test_azure_accounts_stay_in_the_url() -> None:
-    named = filesystems._named("abfs://box@account.dfs.core.windows.net/in/*", "box/in/a.txt")
+    named = urls.named("abfs://box@account.dfs.core.windows.net/in/*", "box/in/a.txt")
     assert named == "abfs://box@account.dfs.core.windows.net/in/a.txt"
