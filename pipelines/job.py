@@ -151,7 +151,7 @@ def run(
     local, here = is_direct(options), is_in_process(options)
     transform = _reading(transform, text, separator)
     if local:
-        check_spec(Checkpoint.open(transform.model), transform.spec)
+        check_spec(Checkpoint.open(transform.model, transform.engine.model_sha256), transform.spec)
     writing = WriteFeatures(
         output,
         format=output_format,

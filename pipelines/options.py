@@ -284,6 +284,11 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="M", help="a local folder, an fsspec URL, or a Hub id such as name@revision")
     group.add_argument(
+        "--model-sha256",
+        metavar="HEX",
+        help="SHA-256 of its model.safetensors; with any other the job fails (default: any will do)",
+    )
+    group.add_argument(
         "--max-length", type=_count, metavar="N", help="tokens of a text that are read (default: the model's)"
     )
     if command != "tokenize":

@@ -14,7 +14,7 @@ import pyarrow as pa
 from distilbeam import __version__
 
 from . import featurization
-from .checks import whole_number
+from .checks import check_sha256, whole_number
 from .distilbert.checkpoint import Checkpoint
 from .distilbert.tokenizer import WordPieceTokenizer
 from .errors import DistilbeamError, SettingsError
@@ -57,6 +57,8 @@ class Outputs:
 class EngineSettings:
     """Where and how the model runs; None and ``auto`` are settled where the work is done.
 
+    ``model_sha256`` is what its model.safetensors must have, in hexadecimal; None for anything.
+
     Raises:
         SettingsError: a value is not allowed.
     """
@@ -65,6 +67,7 @@ class EngineSettings:
     dtype: str = "auto"
     threads: int | None = None
     token_budget: int | None = None
+    model_sha256: str | None = None
 
     def __post_init__(self) -> None:
         name, _, index = self.device.partition(":")
@@ -75,6 +78,8 @@ class EngineSettings:
         for setting in ("threads", "token_budget"):
             if getattr(self, setting) is not None:
                 whole_number(setting, getattr(self, setting), 1, 1 << 30)
+        if self.model_sha256 is not None:
+            check_sha256("model_sha256", self.model_sha256)
 
 
 class Encoder:
@@ -90,7 +95,9 @@ class Encoder:
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
         self.checkpoint = checkpoint
         self._settings = settings
-        self._tokenizer = WordPieceTokenizer.load(checkpoint.folder, checkpoint.config.vocab_size)
+        self._tokenizer = WordPieceTokenizer.load(
+            checkpoint.folder, checkpoint.config.vocab_size, checkpoint.tokenizer_sha256
+        )
         self._engine: Engine | None = None
         self._lock = threading.Lock()
 
@@ -103,6 +110,7 @@ class Encoder:
         dtype: str = "auto",
         threads: int | None = None,
         token_budget: int | None = None,
+        model_sha256: str | None = None,
     ) -> Encoder:
         """Find, fetch and verify a checkpoint.
 
@@ -112,12 +120,14 @@ class Encoder:
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
             threads: CPU threads; None for as many as torch sees fit.
             token_budget: tokens in one micro-batch; None for what suits the device.
+            model_sha256: SHA-256 of its model.safetensors, in hexadecimal; None for anything.
 
         Raises:
-            CheckpointError: it cannot be found, is unsafe, damaged, or not a DistilBERT.
+            CheckpointError: it cannot be found, is unsafe, damaged, not a DistilBERT, or not the one that is pinned.
             SettingsError: a setting is not allowed.
         """
-        return cls(Checkpoint.open(str(model)), EngineSettings(device, dtype, threads, token_budget))
+        settings = EngineSettings(device, dtype, threads, token_budget, model_sha256)
+        return cls(Checkpoint.open(str(model), model_sha256), settings)
 
     @classmethod
     def shared(cls, model: str, settings: EngineSettings) -> Encoder:
@@ -125,7 +135,7 @@ class Encoder:
         with cls._shared_lock:
             key = (model, settings)
             if key not in cls._shared:
-                cls._shared[key] = cls(Checkpoint.open(model), settings)
+                cls._shared[key] = cls(Checkpoint.open(model, settings.model_sha256), settings)
             return cls._shared[key]
 
     @property

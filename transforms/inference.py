@@ -30,6 +30,7 @@ class _Text(TypedDict, total=False):
     separator: str | None
     max_length: int | None
     prefix: str
+    model_sha256: str | None
 
 
 class _Model(_Text, total=False):
@@ -67,6 +68,8 @@ class Featurize(beam.PTransform):
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, settled on the worker.
         threads: CPU threads of the model.
         token_budget: tokens in one micro-batch.
+        model_sha256: SHA-256 of the model.safetensors to be used, in hexadecimal, as outputs record it
+            (``weights_sha256``) and ``sha256sum`` prints it; with any other the job fails before a row is computed.
 
     Raises:
         SettingsError: a value is not allowed, or the checkpoint cannot give a feature.
@@ -90,12 +93,13 @@ class Featurize(beam.PTransform):
         dtype: str = "auto",
         threads: int | None = None,
         token_budget: int | None = None,
+        model_sha256: str | None = None,
     ) -> None:
         super().__init__()
         if isinstance(features, str):
             features = (features,)
         self.model = str(model)
-        self.engine = EngineSettings(device, dtype, threads, token_budget)
+        self.engine = EngineSettings(device, dtype, threads, token_budget, model_sha256)
         self.spec = FeatureSpec(
             features=tuple(features),
             pooling=pooling,
@@ -115,7 +119,7 @@ class Featurize(beam.PTransform):
 
     def expand(self, documents: beam.PCollection) -> beam.PCollection:
         if Path(self.model).expanduser().is_dir():
-            check_spec(Checkpoint.open(self.model), self.spec)
+            check_spec(Checkpoint.open(self.model, self.engine.model_sha256), self.spec)
         fields = RowTypeConstraint.from_user_type(documents.element_type) or documents.element_type
         if isinstance(fields, RowTypeConstraint):
             return self._expand_rows(documents, fields)

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from operator import index
 from pathlib import Path
 from typing import Any
 
 from distilbeam.transforms.errors import CheckpointError
 
+from .files import digest, is_there, plain, read_json, read_whole, shown
+from .header import Tensors, WeightsFile
 from .location import locate
 from .sentence import SentenceSettings, read_sentence_settings
-from .tokenizer import tokenizer_files
+from .tokenizer import check_tokenizer_config, tokenizer_files
 
 __all__ = ["Checkpoint", "ModelConfig"]
 
-_MAX_HEADER = 16 * 1024 * 1024
-_DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F32", "F16", "BF16", "F64"}
+# Default, least and most. The bounds only keep absurd numbers from being worked with; the weights decide.
+_SIZES = {
+    "vocab_size": (30_522, 1, 10_000_000),
+    "max_position_embeddings": (512, 3, 1_000_000),
+    "dim": (768, 1, 65_536),
+    "n_layers": (6, 1, 1_000),
+    "n_heads": (12, 1, 65_536),
+    "hidden_dim": (3_072, 1, 1_000_000),
+}
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+# Of the encoder, but no weights: old checkpoints carry the numbers of their positions.
+_BUFFERS = {"embeddings.position_ids"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +51,21 @@ class ModelConfig:
         model_type = config.get("model_type")
         if model_type != "distilbert":
             raise CheckpointError(
-                f"{path} describes a model of type {model_type!r}; distilbeam runs 'distilbert' models"
+                f"{shown(path)} describes a model of type {shown(model_type)}; distilbeam runs 'distilbert' models"
             )
-        if "auto_map" in config:
-            raise CheckpointError(
-                f"{path} asks for code of its own (auto_map); distilbeam never runs code from a checkpoint"
-            )
-        defaults = {
-            "vocab_size": 30522,
-            "max_position_embeddings": 512,
-            "dim": 768,
-            "n_layers": 6,
-            "n_heads": 12,
-            "hidden_dim": 3072,
-        }
-        sizes = {name: config.get(name, default) for name, default in defaults.items()}
+        _check_no_code(config, path)
+        sizes = {name: config.get(name, default) for name, (default, _, _) in _SIZES.items()}
         for name, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 10_000_000:
-                raise CheckpointError(f"{path}: {name} is {value!r}; it must be a positive integer")
+            _, least, most = _SIZES[name]
+            if type(value) is not int or not least <= value <= most:
+                raise CheckpointError(
+                    f"{shown(path)}: {name} is {shown(value)}; it must be a whole number from {least} to {most:,}"
+                )
         if sizes["dim"] % sizes["n_heads"]:
-            raise CheckpointError(f"{path}: dim {sizes['dim']} is not a multiple of n_heads {sizes['n_heads']}")
+            raise CheckpointError(f"{shown(path)}: dim {sizes['dim']} is not a multiple of n_heads {sizes['n_heads']}")
         activation = config.get("activation", "gelu")
         if activation not in ("gelu", "relu"):
-            raise CheckpointError(f"{path}: activation is {activation!r}; DistilBERT has 'gelu' or 'relu'")
+            raise CheckpointError(f"{shown(path)}: activation is {shown(activation)}; DistilBERT has 'gelu' or 'relu'")
         return cls(activation=activation, **sizes)
 
     def encoder_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -105,6 +106,8 @@ class Checkpoint:
         multi_label: whether classes are independent (sigmoid) rather than exclusive (softmax).
         sentence: pooling, normalization and length of a sentence-transformers folder.
         max_length: tokens the model sees of a text at most, special tokens included.
+        weights: model.safetensors as it was when it was verified.
+        tokenizer_sha256: SHA-256 over the files that determine the tokenizer.
     """
 
     folder: Path
@@ -117,27 +120,36 @@ class Checkpoint:
     multi_label: bool
     sentence: SentenceSettings
     max_length: int
+    weights: WeightsFile
+    tokenizer_sha256: str
 
     @classmethod
-    def open(cls, model: str) -> Checkpoint:
+    def open(cls, model: str, sha256: str | None = None) -> Checkpoint:
         """Find a checkpoint, bring it to this machine and verify it without loading weights.
 
         Args:
             model: a folder, an fsspec URL of a folder, or a Hub id, best with a commit: ``name@<commit>``.
+            sha256: what the SHA-256 of its model.safetensors must be, in hexadecimal; None for anything.
 
         Raises:
-            CheckpointError: it cannot be found, is unsafe, damaged, or not a DistilBERT.
+            CheckpointError: it cannot be found, is unsafe, damaged, not a DistilBERT, or not the one that is pinned.
         """
         location = locate(model)
         sentence = read_sentence_settings(location.folder)
         folder = location.folder / sentence.transformer
         path = folder / "config.json"
-        config = _read_json(path)
+        config = read_json(path)
         shape = ModelConfig.parse(config, path)
-        tensors = read_header(weights_file(folder))
+        weights = WeightsFile.find(folder)
+        if sha256 is not None:
+            _check_pin(weights, sha256)
+        tensors = weights.header()
         prefix = "distilbert." if any(name.startswith("distilbert.") for name in tensors) else ""
-        _verify(tensors, {prefix + name: dims for name, dims in shape.encoder_shapes().items()}, folder)
-        tokenizer_files(folder)
+        shapes = {prefix + name: dims for name, dims in shape.encoder_shapes().items()}
+        _verify(tensors, shapes, folder)
+        _verify_nothing_else(tensors, shapes, prefix, folder)
+        contents = [read_whole(file) for file in tokenizer_files(folder)]
+        check_tokenizer_config(folder)
         labels = _labels(config, tensors, shape, folder)
         return cls(
             folder=folder,
@@ -150,97 +162,76 @@ class Checkpoint:
             multi_label=config.get("problem_type") == "multi_label_classification",
             sentence=sentence,
             max_length=_max_length(folder, sentence, shape),
+            weights=weights,
+            tokenizer_sha256=digest(contents),
         )
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of model.safetensors."""
-        return _sha256(weights_file(self.folder))
+        """SHA-256 of model.safetensors, the one that is loaded.
 
-    @cached_property
-    def tokenizer_sha256(self) -> str:
-        """SHA-256 over the files that determine the tokenizer."""
-        return _sha256(*tokenizer_files(self.folder))
-
-
-def weights_file(folder: Path) -> Path:
-    """``model.safetensors`` of a folder; anything else, pickle above all, is refused."""
-    path = folder / "model.safetensors"
-    if path.is_file():
-        return path
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        raise CheckpointError(
-            f"{folder} holds its weights only as pickle, which can run code when loaded; "
-            "convert them to model.safetensors (save_pretrained of transformers does) on a machine you can lose"
-        )
-    raise CheckpointError(f"{folder} has no model.safetensors")
+        Raises:
+            CheckpointError: the file has changed since it was verified.
+        """
+        return self.weights.sha256()
 
 
-def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype and shape of every tensor, after checking that the file is as long as its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise CheckpointError(f"{path} is not a whole safetensors file; copy it again")
-        try:
-            header = json.loads(file.read(length))
-            tensors = {
-                name: (str(entry["dtype"]), _sizes(entry["shape"]), _sizes(entry["data_offsets"]))
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise CheckpointError(f"{path} has a damaged safetensors header; copy it again") from None
-    data = size - 8 - length
-    end = 0
-    for name, (dtype, shape, offsets) in sorted(tensors.items(), key=lambda item: item[1][2]):
-        count = 1
-        for dimension in shape:
-            count *= dimension
-        if len(offsets) != 2 or offsets[0] != end or offsets[1] - offsets[0] != count * _DTYPE_BYTES.get(dtype, -1):
+def _check_no_code(config: Mapping[str, Any], path: Path) -> None:
+    for key in _CODE_KEYS:
+        if config.get(key):
             raise CheckpointError(
-                f"{path}: tensor {name} does not fill the bytes its header gives it; copy the file again"
+                f"{shown(path)} asks for code of its own ({key}); distilbeam never runs code from a checkpoint: "
+                "take a plain DistilBERT, or save this one as such"
             )
-        end = offsets[1]
-    if end != data:
-        raise CheckpointError(f"{path} has {data} bytes of tensors where its header promises {end}; copy it again")
-    return {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(
+        isinstance(name, str) and name.startswith("DistilBert") for name in architectures
+    ):
+        raise CheckpointError(
+            f"{shown(path)} names an architecture of its own, {shown(architectures)}; distilbeam runs DistilBert "
+            "classes and never code from a checkpoint: if its weights are a plain DistilBERT, say DistilBertModel there"
+        )
 
 
-def _sizes(values: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(map(index, values))
-    if any(size < 0 for size in sizes):
-        raise ValueError
-    return sizes
+def _check_pin(weights: WeightsFile, sha256: str) -> None:
+    found = weights.sha256()
+    if found != sha256.lower():
+        raise CheckpointError(
+            f"{shown(weights.path)} has the SHA-256 {found}, but model_sha256 pins {sha256.lower()}; take the model "
+            "that is meant, or pin this one if you trust it"
+        )
 
 
-def _verify(
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]], shapes: Mapping[str, tuple[int, ...]], folder: Path
-) -> None:
+def _verify(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    file = f"{shown(folder)}/model.safetensors"
     for name, shape in shapes.items():
         if name not in tensors:
-            raise CheckpointError(
-                f"{folder}/model.safetensors lacks the tensor {name}, so it is not a DistilBERT as its config.json says"
-            )
+            raise CheckpointError(f"{file} lacks the tensor {name}, so it is not a DistilBERT as its config.json says")
         dtype, found = tensors[name]
         if found != shape or dtype not in _FLOATS:
             raise CheckpointError(
-                f"{folder}/model.safetensors: {name} is {dtype}{list(found)}, "
-                f"config.json asks for floats of shape {list(shape)}"
+                f"{file}: {name} is {dtype}{list(found)}, config.json asks for floats of shape {list(shape)}"
             )
 
 
-def _labels(
-    config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]], shape: ModelConfig, folder: Path
-) -> tuple[str, ...]:
+def _verify_nothing_else(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], prefix: str, folder: Path) -> None:
+    """Refuse an encoder with more than a DistilBERT's tensors, such as adapters: without them it is another model."""
+    parts = (prefix + "embeddings.", prefix + "transformer.")
+    for name in tensors:
+        if name.startswith(parts) and name not in shapes and name.removeprefix(prefix) not in _BUFFERS:
+            raise CheckpointError(
+                f"{shown(folder)}/model.safetensors has the tensor {plain(name)}, which a DistilBERT as its "
+                "config.json says does not have; save the model without it, adapters merged into the weights"
+            )
+
+
+def _labels(config: Mapping[str, Any], tensors: Tensors, shape: ModelConfig, folder: Path) -> tuple[str, ...]:
     """Class names of a sequence classification head; empty where there is none."""
     if "pre_classifier.weight" not in tensors or "classifier.weight" not in tensors:
         return ()
     if config.get("problem_type") == "regression":
         return ()  # its outputs are values, not classes
-    classes = tensors["classifier.weight"][1][0]
+    classes = (*tensors["classifier.weight"][1], 0)[0]
     head = {
         "pre_classifier.weight": (shape.dim, shape.dim),
         "pre_classifier.bias": (shape.dim,),
@@ -254,42 +245,21 @@ def _labels(
     try:
         by_index = {int(number): str(name) for number, name in names.items()}
     except (AttributeError, ValueError, TypeError):
-        raise CheckpointError(f"{folder}/config.json: id2label is not a map from class index to name") from None
+        raise CheckpointError(f"{shown(folder)}/config.json: id2label is not a map from class index to name") from None
     labels = tuple(by_index.get(number, "") for number in range(classes))
     if len(by_index) != classes or "" in labels or len(set(labels)) != classes:
         raise CheckpointError(
-            f"{folder}/config.json does not name each of the classifier's {classes} classes once: "
-            f"id2label has {sorted(by_index)}, {len(set(by_index.values()))} different names"
+            f"{shown(folder)}/config.json does not name each of the classifier's {classes} classes once: "
+            f"id2label has {shown(sorted(by_index))}, {len(set(by_index.values()))} different names"
         )
     return labels
 
 
 def _max_length(folder: Path, sentence: SentenceSettings, shape: ModelConfig) -> int:
     limit = sentence.max_length
-    if limit is None and (folder / "tokenizer_config.json").is_file():
-        limit = _read_json(folder / "tokenizer_config.json").get("model_max_length")
+    if limit is None and is_there(folder / "tokenizer_config.json"):
+        limit = read_json(folder / "tokenizer_config.json").get("model_max_length")
     # Tokenizers saved without a limit carry a huge float.
-    if not isinstance(limit, int | float) or limit < 3:
+    if not isinstance(limit, int | float) or math.isnan(limit) or limit < 3:
         return shape.max_position_embeddings
     return int(min(limit, shape.max_position_embeddings))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}; give the folder of a DistilBERT checkpoint") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path} is not valid JSON") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
-
-
-def _sha256(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

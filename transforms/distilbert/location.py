@@ -14,11 +14,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from distilbeam.transforms.errors import CheckpointError, InputError
-from distilbeam.transforms.filesystems import list_files, resolve
+from distilbeam.transforms.filesystems import FileInfo, list_files, resolve
+
+from .files import MAX_SETTINGS_BYTES
+from .header import MAX_WEIGHTS_BYTES
 
 __all__ = ["Location", "cache_folder", "locate"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+_NAME = re.compile(r"([\w-][\w.-]*/)?[\w.-]+")
 # All that is ever fetched; weights other than safetensors never are.
 _FILES = (
     "config.json",
@@ -104,16 +108,18 @@ def _from_hub(model: str) -> Location:
 def _from_url(url: str) -> Location:
     filesystem, root = resolve(url)
     base = root.rstrip("/") + "/"
-    try:
-        found = {resolve(info.url)[1].removeprefix(base): info for info in list_files(url)}
-    except InputError as error:
-        raise CheckpointError(f"the model {url!r} cannot be fetched: {error}") from None
-    # sentence-transformers keeps settings, and in old folders the transformer, one folder down.
-    wanted = {name: info for name, info in found.items() if name.count("/") <= 1 and Path(name).name in _FILES}
+    wanted = _listed(url, base)
     if not wanted:
         raise CheckpointError(
             f"there is no model at {url!r}; give the folder that holds config.json and model.safetensors"
         )
+    for name, info in wanted.items():
+        most = MAX_WEIGHTS_BYTES if name.endswith("model.safetensors") else MAX_SETTINGS_BYTES
+        if info.size > most:
+            raise CheckpointError(
+                f"{info.url!r} has {info.size} bytes, of a DistilBERT's file at most {most} are fetched; take the "
+                "checkpoint as it was published"
+            )
     state = sorted((name, info.size, info.version) for name, info in wanted.items())
     key = hashlib.sha256(json.dumps([url.rstrip("/"), state]).encode()).hexdigest()[:32]
     target = cache_folder() / "checkpoints" / key
@@ -127,9 +133,22 @@ def _from_url(url: str) -> Location:
                 for name in wanted:
                     (partial / name).parent.mkdir(parents=True, exist_ok=True)
                     filesystem.get_file(base + name, str(partial / name))
+                if _listed(url, base) != wanted:
+                    raise CheckpointError(f"the model {url!r} has changed while it was fetched; start the job again")
                 partial.rename(target)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"the model {url!r} cannot be fetched: {type(error).__name__}") from None
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return Location(target, url)
+
+
+def _listed(url: str, base: str) -> dict[str, FileInfo]:
+    """The files of a checkpoint that lie below a URL, by their names below it."""
+    try:
+        found = {resolve(info.url)[1].removeprefix(base): info for info in list_files(url)}
+    except InputError as error:
+        raise CheckpointError(f"the model {url!r} cannot be fetched: {error}") from None
+    # sentence-transformers keeps settings, and in old folders the transformer, one folder down. Elsewhere than there a
+    # name such as "../config.json", which an object may have, would be written.
+    return {name: info for name, info in found.items() if _NAME.fullmatch(name) and name.rpartition("/")[2] in _FILES}

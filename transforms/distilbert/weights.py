@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from distilbeam.transforms.errors import CheckpointError
 
-from .checkpoint import Checkpoint, weights_file
+from .checkpoint import Checkpoint
+from .files import shown
 
 __all__ = ["Linear", "Weights"]
 
@@ -47,20 +48,32 @@ class Weights:
         Args:
             widen: keep the weights of linear layers as float32, holding the values of ``dtype``.
         """
-        path = weights_file(checkpoint.folder)
+        self._path = checkpoint.weights.path
         try:
-            self._file: Any = safe_open(str(path), framework="pt")
+            with checkpoint.weights.unchanged():
+                self._file: Any = safe_open(str(self._path), framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"cannot open {path}: {type(error).__name__}") from None
+            raise CheckpointError(f"cannot open {shown(self._path)}: {type(error).__name__}; copy it again") from None
         self._prefix = checkpoint.prefix
         self._device = device
         self._dtype = dtype
         self._widen = widen
 
     def tensor(self, name: str, *, encoder: bool = True) -> torch.Tensor:
-        """A tensor by its name without prefix; ``encoder=False`` for those of a head."""
-        tensor: torch.Tensor = self._file.get_tensor(self._prefix + name if encoder else name)
-        return tensor.to(self._device, self._dtype)
+        """A tensor by its name without prefix; ``encoder=False`` for those of a head.
+
+        Raises:
+            CheckpointError: not all of its values are finite.
+        """
+        name = self._prefix + name if encoder else name
+        stored: torch.Tensor = self._file.get_tensor(name)
+        tensor = stored.to(self._device, self._dtype)
+        if not torch.isfinite(tensor).all():
+            cure = "take the checkpoint as it was published"
+            if torch.isfinite(stored).all():
+                cure = f"they do not fit into {str(self._dtype).removeprefix('torch.')}: choose another dtype"
+            raise CheckpointError(f"{shown(self._path)}: {name} has values that are not finite; {cure}")
+        return tensor
 
     def linear(self, name: str, *, encoder: bool = True) -> Linear:
         """A linear layer; its weight is [out, in]."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distilbeam.transforms.distilbert.checkpoint import Checkpoint, ModelConfig, read_header
+from distilbeam.transforms.distilbert.checkpoint import Checkpoint, ModelConfig
+from distilbeam.transforms.distilbert.header import WeightsFile
 from distilbeam.transforms.errors import CheckpointError
 from tests.checkpoints import DIM, LAYERS, POSITIONS, UNCASED_VOCABULARY, Checkpoints, edit_json, edit_tensors
 
@@ -121,9 +122,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "BERT": (_config(model_type="bert"), r"a model of type 'bert'; distilbeam runs 'distilbert' models"),
     "no model_type": (_config(model_type=None), "a model of type None"),
     "its own code": (_config(auto_map={"AutoModel": "modeling.Model"}), "asks for code of its own"),
-    "dim is text": (_config(dim="48"), "dim is '48'; it must be a positive integer"),
-    "negative layers": (_config(n_layers=-1), "n_layers is -1; it must be a positive integer"),
-    "true heads": (_config(n_heads=True), "n_heads is True; it must be a positive integer"),
+    "dim is text": (_config(dim="48"), "dim is '48'; it must be a whole number from 1 to 65,536"),
+    "negative layers": (_config(n_layers=-1), "n_layers is -1; it must be a whole number from 1 to 1,000"),
+    "true heads": (_config(n_heads=True), "n_heads is True; it must be a whole number from 1"),
     "heads": (_config(n_heads=5), "dim 48 is not a multiple of n_heads 5"),
     "activation": (_config(activation="silu"), "activation is 'silu'; DistilBERT has 'gelu' or 'relu'"),
     "more layers": (_config(n_layers=3), r"lacks the tensor transformer\.layer\.2\.attention\.q_lin\.weight"),
@@ -164,7 +165,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "header lies about a type": (
         lambda folder: _header(folder, lambda header: header[Q_LIN].update(dtype="F4")),
-        f"tensor {Q_LIN} does not fill the bytes",
+        f"tensor {Q_LIN} is of the unknown type F4",
     ),
     "header has text for a shape": (
         lambda folder: _header(folder, lambda header: header[Q_LIN].update(shape="ab")),
@@ -238,7 +239,7 @@ def test_headers_are_read_as_safetensors_reads_them(checkpoints: Checkpoints) ->
     path = Path(checkpoints.classifier, "model.safetensors")
     with safe_open(str(path), framework="pt") as file:
         expected = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    assert {name: shape for name, (_, shape) in read_header(path).items()} == expected
+    assert {name: shape for name, (_, shape) in WeightsFile.find(path.parent).header().items()} == expected
 
 
 def test_a_folder_is_verified_without_torch(checkpoints: Checkpoints) -> None:
