@@ -28,7 +28,7 @@ from .provenance import Provenance
 from .shards import ShardSettings
 from .splits import Split
 
-__all__ = ["FinishedSplits", "OutputState", "concurrently", "finished_record", "stage_record"]
+__all__ = ["FinishedSplits", "OutputState", "concurrently", "difference", "finished_record", "stage_record"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -137,7 +137,7 @@ class OutputState:
         if _same(made, settings=settings, writer=writer):
             what = "settings of the input (text, keep, nulls, id, separator, types, or what bounds a batch)"
         else:
-            what = f"settings ({_difference(made, settings, writer)})"
+            what = f"settings ({difference(made, settings, writer)})"
         raise OutputExistsError(
             f"{self.output!r} holds an output made with other {what}, which cannot be resumed; set if_exists to "
             "'overwrite' to replace it, or choose another folder"
@@ -307,7 +307,7 @@ def _same(made: SplitRecord | Manifest, *, settings: Sequence[Any] | None, write
     return as_asked and canonical(made.writer) == canonical(writer)
 
 
-def _difference(manifest: Manifest, settings: Sequence[Any], writer: Mapping[str, Any]) -> str:
+def difference(manifest: Manifest, settings: Sequence[Any], writer: Mapping[str, Any]) -> str:
     """Which settings differ, with both values."""
     stages = settings_of(manifest.models)
     if len(stages) != len(settings):
