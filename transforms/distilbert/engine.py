@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +17,10 @@ import torch
 
 from distilbeam.transforms.batching import micro_batches
 from distilbeam.transforms.errors import CheckpointError, SettingsError
+from distilbeam.transforms.halving import find_failing
 from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.tokenization import Tokens
+from distilbeam.transforms.watchdog import WATCHDOG
 
 from .checkpoint import Checkpoint
 from .heads import ClassificationHead
@@ -28,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 # Before any engine has set another number.
 _DEFAULT_THREADS = torch.get_num_threads()
+# How allocators put it whose errors have no class of their own.
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|ALLOC_FAILED", re.I)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,6 +96,16 @@ def _cpu_has_bfloat16() -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
+class _TooLargeError(Exception):
+    """The memory is too small for a micro-batch."""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
 class Engine:
     """One loaded model. Safe to call from several threads, which take turns."""
 
@@ -98,6 +116,8 @@ class Engine:
         self._device = torch.device(compute.device)
         # Enough tokens to fill the matrix units, few enough to stay in the caches of a CPU.
         self._token_budget = token_budget or (2048 if on_cpu else 32768)
+        self._lowered = False
+        self._fitted = 0  # tokens of the largest micro-batch that came through
         if on_cpu and compute.threads != torch.get_num_threads():
             torch.set_num_threads(compute.threads)
         dtype = _DTYPES[compute.dtype]
@@ -112,8 +132,9 @@ class Engine:
     def run(self, tokens: Tokens, pooling: Sequence[str] = (), classify: bool = False) -> Result:
         """Run the encoder once over all rows.
 
-        A micro-batch that fails, out of memory for one, is halved until the rows that fail stand alone. Where all of
-        them fail, and so does the smallest possible row, the fault is not the rows', and the error is raised.
+        A micro-batch that fails is halved until the rows that fail stand alone. One for which the memory is too small
+        also lowers the token budget of all that follow; a row that does not fit even alone fails. Where all rows of
+        a micro-batch fail, and so does the smallest possible row, the fault is not the rows', and the error is raised.
 
         Args:
             tokens: rows of at most ``max_position_embeddings`` tokens.
@@ -127,39 +148,88 @@ class Engine:
             scores=np.zeros((rows, len(self.checkpoint.labels)), dtype=np.float32) if classify else None,
             failed={},
         )
-        with self._lock, torch.inference_mode():
+        with self._alone(), torch.inference_mode():
             if classify:
                 # Before the loop, where a failure would count against the rows.
                 self._classifier()
-            for batch in micro_batches(tokens.lengths, self._token_budget):
-                passes = self._passes
-                self._run_or_halve(tokens, batch, result)
-                if self._passes == passes:
-                    self._probe(tokens, int(batch[0]))
+            lengths = tokens.lengths
+            pending = deque(micro_batches(lengths, self._token_budget))
+            while pending:
+                batch = pending.popleft()
+                try:
+                    self._run_or_halve(tokens, batch, result)
+                except _TooLargeError:
+                    rest = np.concatenate([batch, *pending])
+                    pending = deque(rest[part] for part in micro_batches(lengths[rest], self._token_budget))
         return result
 
-    def _run_or_halve(self, tokens: Tokens, batch: npt.NDArray[np.int64], result: Result) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with WATCHDOG.paused():  # others may take long
+            self._lock.acquire()
         try:
-            self._run_batch(tokens, batch, result)
-        except Exception as error:
-            if len(batch) == 1:
-                result.failed[int(batch[0])] = (type(error).__name__, "the model failed on this row alone")
-                return
-            failure = type(error).__name__
-        else:
-            return
-        # Outside the handler, so that the failed attempt's tensors are free.
-        _log.warning("a micro-batch of %d rows failed with %s and is halved", len(batch), failure)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        for half in np.array_split(batch, 2):
-            self._run_or_halve(tokens, half, result)
+            yield
+        finally:
+            self._lock.release()
 
-    def _probe(self, tokens: Tokens, row: int) -> None:
+    def _run_or_halve(self, tokens: Tokens, batch: npt.NDArray[np.int64], result: Result) -> None:
+        passes = self._passes
+
+        def attempt(rows: npt.NDArray[np.int64]) -> tuple[str, str] | None:
+            failure = self._attempt(tokens, rows, result)
+            if failure is not None and len(rows) == len(batch) > 1:
+                _log.warning("a micro-batch of %d rows failed with %s and is halved", len(batch), failure[0])
+            return failure
+
+        result.failed.update(find_failing(batch, attempt))
+        if self._passes == passes:
+            self._probe(tokens, int(batch[0]), result)
+
+    def _attempt(self, tokens: Tokens, rows: npt.NDArray[np.int64], result: Result) -> tuple[str, str] | None:
+        """Runs some rows, or says why they cannot be run.
+
+        Raises:
+            _TooLargeError: the memory is too small for them together, and the token budget was lowered.
+        """
+        for again in (True, False):
+            WATCHDOG.beat()
+            try:
+                self._run_batch(tokens, rows, result)
+                return None
+            except Exception as error:
+                failure = type(error).__name__
+                out_of_memory = _is_out_of_memory(error)
+            # Outside the handler, so that the failed attempt's tensors are free.
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            if not out_of_memory:
+                return failure, "the model failed on this row alone"
+            if len(rows) > 1:
+                self._lower_budget(int(tokens.lengths[rows].sum()) // 2)
+                raise _TooLargeError
+            if again:
+                gc.collect()
+        # What has fit before fits again: this row is to blame, and no other has to pay for it.
+        self._token_budget = max(self._token_budget, self._fitted)
+        return "OutOfMemory", "the memory is too small for this row alone"
+
+    def _lower_budget(self, budget: int) -> None:
+        # Once as a warning: what follows on it says nothing new.
+        level = logging.INFO if self._lowered else logging.WARNING
+        self._lowered = True
+        self._token_budget = max(1, min(self._token_budget - 1, budget))
+        _log.log(
+            level,
+            "out of memory on %s: from here on at most %d tokens go into a micro-batch; set token_budget to avoid this",
+            self.compute.device,
+            self._token_budget,
+        )
+
+    def _probe(self, tokens: Tokens, row: int, result: Result) -> None:
         """Run the special tokens of a row alone, which fails only where the device or the model is broken."""
         start, stop = tokens.offsets[row], tokens.offsets[row + 1]
         ids = tokens.ids[[start, stop - 1]]
-        self._encoder(Packed.build(ids, np.array([len(ids)]), self._device)).cpu()
+        self._compute(ids, np.array([len(ids)]), tuple(result.vectors), classify=result.scores is not None)
 
     def _run_batch(self, tokens: Tokens, batch: npt.NDArray[np.int64], result: Result) -> None:
         lengths = tokens.lengths[batch]
@@ -167,21 +237,32 @@ class Engine:
         ids = np.concatenate(
             [tokens.ids[start : start + length] for start, length in zip(starts, lengths, strict=True)]
         )
-        packed = Packed.build(ids, lengths, self._device)
-        hidden = self._encoder(packed)
-        outputs = {mode: pool(hidden, packed, mode).cpu().numpy() for mode in result.vectors}
+        vectors, scores = self._compute(ids, lengths, tuple(result.vectors), classify=result.scores is not None)
         finite = np.ones(len(batch), dtype=np.bool_)
-        for mode, vectors in outputs.items():
-            finite &= np.isfinite(vectors).all(axis=1)
-            result.vectors[mode][batch] = vectors
-        if result.scores is not None:
-            scores = self._classifier()(hidden, packed).cpu().numpy()
+        for mode, rows in vectors.items():
+            finite &= np.isfinite(rows).all(axis=1)
+            result.vectors[mode][batch] = rows
+        if scores is not None and result.scores is not None:
             finite &= np.isfinite(scores).all(axis=1)
             result.scores[batch] = scores
         self._passes += 1
-        LIVE.add(rows=len(batch), tokens=len(ids), slots=len(packed.ids))
+        self._fitted = max(self._fitted, len(ids))
+        LIVE.add(rows=len(batch), tokens=len(ids))
         for row in batch[~finite]:
             result.failed[int(row)] = ("NonFiniteError", "the model's output is not finite")
+
+    def _compute(
+        self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], pooling: Sequence[str], *, classify: bool
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]:
+        """One pass: pooled vectors by mode, float32[rows, dim], and scores, float32[rows, classes]."""
+        packed = Packed.build(ids, lengths, self._device)
+        hidden = self._encoder(packed)
+        vectors = {mode: pool(hidden, packed, mode).cpu().numpy() for mode in pooling}
+        scores = self._classifier()(hidden, packed).cpu().numpy() if classify else None
+        if not pooling and not classify:
+            hidden[:1].cpu()  # wait, so that what fails fails here
+        LIVE.add(slots=len(packed.ids))
+        return vectors, scores
 
     def _classifier(self) -> ClassificationHead:
         if self._head is None:

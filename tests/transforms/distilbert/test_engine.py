@@ -87,28 +87,175 @@ class Breaking:
         return self._encoder(packed)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
-@pytest.mark.parametrize("bad", [0, 31, 63])
-def test_a_row_that_breaks_the_model_fails_alone(
-    checkpoints: Checkpoints,
-    as_tokens: AsTokens,
-    caplog: pytest.LogCaptureFixture,
-    bad: int,
-    error: type[Exception],
+def triples(count: int) -> list[list[int]]:
+    return [[2, 10 + row, 3] for row in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 37, 64])
+def test_a_row_that_breaks_the_model_fails_alone_wherever_it_stands(
+    checkpoints: Checkpoints, as_tokens: AsTokens, caplog: pytest.LogCaptureFixture, count: int
 ) -> None:
-    rows = [[2, 10 + row, 3] for row in range(64)]
+    rows = triples(count)
     engine = Engine(Checkpoint.open(checkpoints.bare), FLOAT32)
     expected = engine.run(as_tokens(rows), ("mean",)).vectors["mean"]
-    breaking = Breaking(engine._encoder, 10 + bad, error)
-    engine._encoder = breaking  # type: ignore[assignment]
+    encoder = engine._encoder
+    most = 0
+    for bad in range(count):
+        breaking = Breaking(encoder, 10 + bad, RuntimeError)
+        engine._encoder = breaking  # type: ignore[assignment]
+        with caplog.at_level(logging.WARNING):
+            result = engine.run(as_tokens(rows), ("mean",))
+        assert {row: name for row, (name, _) in result.failed.items()} == {bad: "RuntimeError"}
+        most = max(most, breaking.calls - 1 - (count == 1))  # a row that is alone is followed by a probe
+        good = np.arange(count) != bad
+        np.testing.assert_allclose(result.vectors["mean"][good], expected[good], atol=1e-5)
+        assert not result.vectors["mean"][bad].any()
+        assert "private" not in caplog.text + str(result.failed)
+    assert most <= 2 * math.log2(count), "extra passes"
+    assert most >= math.log2(count), "or else the row never failed"
+
+
+@pytest.mark.parametrize("part", ["pool", "head"])
+def test_a_row_that_breaks_what_comes_after_the_encoder_fails_alone(
+    checkpoints: Checkpoints, as_tokens: AsTokens, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    rows, calls = triples(20), 0
+    engine = Engine(Checkpoint.open(checkpoints.classifier), FLOAT32)
+    expected = engine.run(as_tokens(rows), ("mean",), classify=True)
+    head, original = engine._classifier(), engine_module.pool
+
+    def check(packed: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if bool((packed.ids == 10 + 13).any()):
+            raise ValueError("private details")
+
+    class Head:
+        def __call__(self, hidden: torch.Tensor, packed: Any) -> torch.Tensor:
+            check(packed)
+            return head(hidden, packed)
+
+    def pooling(hidden: torch.Tensor, packed: Any, mode: str) -> torch.Tensor:
+        check(packed)
+        return original(hidden, packed, mode)
+
+    if part == "head":
+        monkeypatch.setattr(engine, "_head", Head())
+    else:
+        monkeypatch.setattr(engine_module, "pool", pooling)
+    result = engine.run(as_tokens(rows), ("mean",), classify=True)
+    assert {row: name for row, (name, _) in result.failed.items()} == {13: "ValueError"}
+    assert calls - 1 <= 2 * math.log2(20)
+    assert expected.scores is not None
+    assert result.scores is not None
+    np.testing.assert_allclose(np.delete(result.scores, 13, 0), np.delete(expected.scores, 13, 0), atol=1e-5)
+
+
+def test_a_head_that_breaks_on_every_row_is_no_bad_row(
+    checkpoints: Checkpoints, as_tokens: AsTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.classifier), FLOAT32)
+
+    def broken(hidden: object, packed: object) -> None:
+        raise RuntimeError("the head is broken")
+
+    monkeypatch.setattr(engine, "_head", broken)
+    with pytest.raises(RuntimeError, match="the head is broken"):
+        engine.run(as_tokens(triples(5)), ("mean",), classify=True)
+
+
+class Small:
+    """An encoder on a device whose memory holds so many tokens."""
+
+    def __init__(self, encoder: Any, limit: int, error: Exception) -> None:
+        self._encoder = encoder
+        self._limit = limit
+        self._error = error
+        self.refused = 0
+        self.sizes: list[int] = []
+
+    def __call__(self, packed: Any) -> torch.Tensor:
+        self.sizes.append(len(packed.ids))
+        if len(packed.ids) > self._limit:
+            self.refused += 1
+            raise self._error
+        return self._encoder(packed)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_small_memory_is_remembered(
+    checkpoints: Checkpoints, as_tokens: AsTokens, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    random = np.random.default_rng(3)
+    rows = [[2, *random.integers(5, 150, int(length)).tolist(), 3] for length in random.integers(1, 60, 1500)]
+    tokens = as_tokens(rows)
+    plain = Engine(Checkpoint.open(checkpoints.bare), FLOAT32, 400)
+    expected = plain.run(tokens, ("mean",)).vectors["mean"]
+    engine = Engine(Checkpoint.open(checkpoints.bare), FLOAT32, 4096)
+    small = Small(engine._encoder, 300, error)
+    engine._encoder = small  # type: ignore[assignment]
     with caplog.at_level(logging.WARNING):
-        result = engine.run(as_tokens(rows), ("mean",))
-    assert {row: name for row, (name, _) in result.failed.items()} == {bad: error.__name__}
-    assert breaking.calls <= 2 * math.log2(64) + 1
-    good = np.arange(64) != bad
-    np.testing.assert_allclose(result.vectors["mean"][good], expected[good], atol=1e-5)
-    assert not result.vectors["mean"][bad].any()
-    assert "private" not in caplog.text + str(result.failed)
+        result = engine.run(tokens, ("mean",))
+    assert result.failed == {}
+    np.testing.assert_allclose(result.vectors["mean"], expected, atol=1e-5)
+    assert small.refused > 0
+    assert small.refused <= math.ceil(math.log2(4096 / 300))
+    assert len(small.sizes) > 100, "a hundred micro-batches"
+    assert caplog.text.count("out of memory") == 1
+    before = small.refused
+    assert engine.run(tokens, ("mean",)).failed == {}
+    assert small.refused == before, "a second call asked for too much again"
+
+
+def test_a_row_that_does_not_fit_alone_is_rejected_and_costs_the_others_nothing(
+    checkpoints: Checkpoints, as_tokens: AsTokens
+) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), FLOAT32, 512)
+    rows = [[2] + [9] * (62 if row in (3, 40) else 6) + [3] for row in range(64)]
+    engine._encoder = Small(engine._encoder, 63, MemoryError())  # type: ignore[assignment]
+    result = engine.run(as_tokens(rows), ("mean",))
+    reason = ("OutOfMemory", "the memory is too small for this row alone")
+    assert result.failed == {3: reason, 40: reason}
+    assert result.vectors["mean"][[0, 63]].any(axis=1).all()
+
+
+def test_a_row_that_always_runs_out_of_memory_lowers_no_budget(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), FLOAT32, 96)
+    assert engine.run(as_tokens(triples(64)), ("mean",)).failed == {}
+    encoder = engine._encoder
+    engine._encoder = Breaking(encoder, 10 + 7, MemoryError)  # type: ignore[assignment]
+    assert list(engine.run(as_tokens(triples(64)), ("mean",)).failed) == [7]
+    small = Small(encoder, 10_000, MemoryError())
+    engine._encoder = small  # type: ignore[assignment]
+    engine.run(as_tokens(triples(64)), ("mean",))
+    assert small.sizes == [96, 96]
+
+
+def test_other_failures_lower_no_budget(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), FLOAT32, 96)
+    encoder = engine._encoder
+    engine._encoder = Breaking(encoder, 10 + 7, RuntimeError)  # type: ignore[assignment]
+    assert list(engine.run(as_tokens(triples(64)), ("mean",)).failed) == [7]
+    small = Small(encoder, 10_000, MemoryError())
+    engine._encoder = small  # type: ignore[assignment]
+    engine.run(as_tokens(triples(64)), ("mean",))
+    assert small.sizes == [96, 96]
+
+
+def test_no_memory_at_all_is_no_bad_row(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), FLOAT32)
+    engine._encoder = Small(engine._encoder, 1, torch.OutOfMemoryError("CUDA out of memory"))  # type: ignore[assignment]
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.run(as_tokens(triples(4)), ("mean",))
 
 
 def test_a_broken_device_is_no_bad_row(

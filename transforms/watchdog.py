@@ -1,0 +1,129 @@
+"""Noticing work that does not progress, such as a model or a tokenizer that hangs, and ending the process."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["EXIT_CODE", "STALL_TIMEOUT", "WATCHDOG", "Watchdog"]
+
+EXIT_CODE = 75
+"""What the process ends with: a temporary failure (``EX_TEMPFAIL``), so try again."""
+
+STALL_TIMEOUT = 600.0
+"""Seconds without progress that are borne by default."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Work:
+    what: str
+    seconds: float
+    beat: float
+
+
+class Watchdog:
+    """Watches the work of every thread by itself, in a thread that holds no process alive.
+
+    A thread that hangs without giving up Python's global lock cannot be noticed from inside.
+    """
+
+    def __init__(self) -> None:
+        self._works: dict[int, _Work] = {}
+        self._listener: Callable[[], None] | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watch(self, what: str, seconds: float) -> Iterator[None]:
+        """End the process with code 75 if this thread does not ``beat`` for so many seconds inside the block.
+
+        Args:
+            what: what is being done, for the log; no text of a document.
+            seconds: how long it may go without progress; 0 for as long as it likes.
+        """
+        thread = threading.get_ident()
+        outer = self._works.get(thread)
+        if seconds:
+            self._works[thread] = _Work(what, seconds, time.monotonic())
+            self._start()
+        try:
+            yield
+        finally:
+            if outer is not None:
+                outer.beat = time.monotonic()
+                self._works[thread] = outer
+            else:
+                self._works.pop(thread, None)
+
+    def beat(self) -> None:
+        """This thread goes on to the next piece of its work."""
+        work = self._works.get(threading.get_ident())
+        if work is not None:
+            work.beat = time.monotonic()
+        if self._listener is not None:
+            self._listener()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block this thread waits for others, or loads a model, which may take any time."""
+        work = self._works.get(threading.get_ident())
+        if work is not None:
+            work.beat = math.inf
+        try:
+            yield
+        finally:
+            if work is not None:
+                work.beat = time.monotonic()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have every beat of every thread told to one function."""
+        self._listener = listener
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():  # not alive in a process that was forked
+                self._thread = threading.Thread(target=self._run, name="distilbeam-watchdog", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        before = time.monotonic()
+        while True:
+            works = list(self._works.values())
+            interval = min([1.0, *(work.seconds / 4 for work in works)])
+            time.sleep(interval)
+            now = time.monotonic()
+            if now - before > interval + 5:
+                # The whole process was stopped; what it was doing has not had the time either.
+                for work in works:
+                    work.beat = max(work.beat, now)
+            before = now
+            for work in works:
+                if now - work.beat > work.seconds and work in self._works.values():
+                    _end(work)
+
+
+def _end(work: _Work) -> None:
+    try:
+        _log.critical(
+            "no progress for %g seconds in %s; ending the process with code %d, so that the work is tried again, in a "
+            "process of its own, which finds the row that hangs: a runner does so by itself, a job on this machine "
+            "when it is run again with --if-exists resume (--stall-timeout sets the seconds)",
+            work.seconds,
+            work.what,
+            EXIT_CODE,
+        )
+        logging.shutdown()
+    finally:
+        os._exit(EXIT_CODE)
+
+
+WATCHDOG = Watchdog()
+"""The watchdog of this process."""
