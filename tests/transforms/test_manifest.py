@@ -57,7 +57,8 @@ def record(ordinal: int, rows: int = 3, rejects: int = 1, shards: int = 1) -> Sp
 def test_round_trip(tmp_path: Path) -> None:
     elsewhere = {**record(0).models[0], "compute": {"device": "cuda"}}
     odd = replace(record(2, rows=0, rejects=0), models=(elsewhere,))
-    manifest = Manifest((record(0), record(1, shards=2), odd, replace(record(3, rows=0), models=())))
+    records = (record(0), record(1, shards=2), odd, replace(record(3, rows=0), models=()))
+    manifest = Manifest(tuple(map(final_record, records)), commit=7)
     assert find_manifest(str(tmp_path)) is None
     save_manifest(str(tmp_path), manifest)
     assert load_manifest(str(tmp_path)) == find_manifest(str(tmp_path)) == manifest
