@@ -243,7 +243,7 @@ def _trace(error: BaseException, options: Namespace | None) -> None:
 def _as_options(message: str) -> str:
     """A message with the settings it names spelled as on the command line."""
     settings = (
-        "if_exists|max_rejects|max_length|max_line_bytes|max_shard_bytes|split_bytes|embedding_dtype|token_budget"
+        "if_exists|if_changed|max_rejects|max_length|max_line_bytes|max_shard_bytes|split_bytes|embedding_dtype|token_budget"
         "|model_sha256"
     )
     message = re.sub(rf"\b(?:{settings})\b", lambda name: "--" + name[0].replace("_", "-"), message)

@@ -13,6 +13,8 @@ from rich.text import Text
 from .progress import duration
 
 if TYPE_CHECKING:
+    from distilbeam.transforms.increments import Changes
+
     from .inspection import Inspection
     from .job import Summary
 
@@ -34,7 +36,9 @@ def show_summary(summary: Summary, console: Console) -> None:
     if summary.padding is not None:
         shares.insert(0, f"padding {summary.padding:.1%}")
     told.append(", ".join(shares))
-    if summary.resumed:
+    if summary.changes is not None:
+        told += _changes(summary.changes)
+    elif summary.resumed:
         told.append(f"{summary.resumed:,} of {summary.splits:,} splits were finished before and not redone")
     told.append(f"{summary.output}: {_plural(summary.shards, 'shard')}, {size(summary.bytes)}")
     if summary.rejects:
@@ -98,6 +102,14 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:,.1f} TB"
+
+
+def _changes(changes: Changes) -> list[str]:
+    return [
+        f"files: {changes.files_kept:,} kept, {changes.files_added:,} added, {changes.files_replaced:,} replaced, "
+        f"{changes.files_removed:,} removed",
+        f"splits: {changes.splits_kept:,} kept, {changes.splits_added:,} added, {changes.splits_removed:,} removed",
+    ]
 
 
 def _columns(found: Inspection, console: Console) -> None:

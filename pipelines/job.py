@@ -6,6 +6,7 @@ import copy
 import inspect
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,9 @@ from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.encoder import check_spec
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
+from distilbeam.transforms.increments import Changes, compare, holding
 from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize
-from distilbeam.transforms.manifest import Manifest, load_manifest
+from distilbeam.transforms.manifest import Manifest, SplitRecord, find_manifest, load_manifest
 from distilbeam.transforms.metrics import LIVE
 
 from .failures import recover
@@ -48,6 +50,7 @@ class Summary:
         resumed: splits that an earlier run had finished; None where that was not measured.
         shards: files of the output.
         bytes: bytes of these files.
+        changes: how the output differs from the one it went on from; None unless the run was incremental.
     """
 
     output: str
@@ -62,6 +65,7 @@ class Summary:
     resumed: int | None
     shards: int
     bytes: int
+    changes: Changes | None = None
 
     @property
     def read(self) -> int:
@@ -106,6 +110,9 @@ def run(
     batch_bytes: int | None = None,
     max_line_bytes: int | None = None,
     if_exists: str = "error",
+    incremental: bool = False,
+    since: str | None = None,
+    if_changed: str = "error",
     max_rejects: int | str | None = "1%",
     rejects_include_text: bool = False,
     output_format: str = "parquet",
@@ -132,6 +139,12 @@ def run(
         batch_bytes: bytes of a record batch, at most.
         max_line_bytes: a longer line is rejected.
         if_exists: what to do with an output that is there: ``error``, ``overwrite`` or ``resume``.
+        incremental: keep the output in step with a growing input: only new and changed files are read, and rows of
+            files that are gone leave it. It works on a first run too, and resumes one that was cut off.
+        since: an earlier output, as path or URL; files that it has, or that it was itself spared, are passed over, so
+            that this output holds the new and changed files alone. The earlier outputs before it may be deleted.
+        if_changed: what to do where the model or settings are not those of what the job goes on from: ``error``, or
+            ``overwrite`` to start anew. The old output stays until the new one is complete.
         max_rejects: rows that may be set aside, a count, a share such as ``1%``, or None for any number.
         rejects_include_text: whether rejects hold the text.
         output_format: ``parquet`` or ``jsonl``.
@@ -152,15 +165,23 @@ def run(
     transform = _reading(transform, text, separator)
     if local:
         check_spec(Checkpoint.open(transform.model, transform.engine.model_sha256), transform.spec)
+    recurring = incremental or since is not None
     writing = WriteFeatures(
         output,
         format=output_format,
-        if_exists=if_exists,
+        if_exists=_commit_mode(if_exists, recurring, if_changed),
         max_rejects=max_rejects,
         compression=compression,
         **_given(max_shard_bytes=max_shard_bytes),
     )
-    skip = writing.finished(transform.settings)
+    ledger = writing.ledger(
+        transform.settings,
+        incremental=incremental,
+        since=since,
+        if_changed=if_changed,
+        models=[transform.identity],
+    )
+    before = (_records(output), _records(since)) if recurring else None
     documents = ReadDocuments(
         input,
         text=text,
@@ -171,7 +192,7 @@ def run(
         separator=separator,
         nulls=nulls,
         rejects_include_text=rejects_include_text,
-        skip=Planned(skip) if here else skip,
+        ledger=Planned(ledger) if here else ledger,
         **_given(
             split_bytes=split_bytes, batch_rows=batch_rows, batch_bytes=batch_bytes, max_line_bytes=max_line_bytes
         ),
@@ -201,13 +222,40 @@ def run(
         # The workers can reach places that this machine cannot.
         return None
     seconds = time.monotonic() - start
-    return _watched(manifest, output, seconds) if here else _unwatched(manifest, output, seconds, if_exists)
+    summary = (
+        _watched(manifest, output, seconds) if here else _unwatched(manifest, output, seconds, resumed=ledger.resume)
+    )
+    if before is None:
+        return summary
+    return replace(summary, changes=compare(before[0], manifest.records, before[1]))
 
 
 def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Summary | None:
     ours = inspect.signature(run).parameters
     transform = kind(model, **{name: value for name, value in settings.items() if name not in ours})
     return run(transform, **{name: value for name, value in settings.items() if name in ours})
+
+
+def _commit_mode(if_exists: str, recurring: bool, if_changed: str) -> str:
+    """What the commit may do with an output that is there."""
+    if if_changed == "overwrite" and if_exists == "overwrite":
+        raise SettingsError("if_exists and if_changed are both 'overwrite'; if_exists alone starts anew in any case")
+    if if_changed == "overwrite" and not recurring and if_exists != "resume":
+        raise SettingsError(
+            "if_changed is 'overwrite', but the job goes on from nothing; set incremental or since, or if_exists to "
+            "'resume'"
+        )
+    if if_changed == "overwrite":
+        return "overwrite"
+    return "resume" if recurring and if_exists == "error" else if_exists
+
+
+def _records(output: str | None) -> tuple[SplitRecord, ...]:
+    """What an output has, as far as this machine can look."""
+    with suppress(DistilbeamError):
+        manifest = find_manifest(output) if output else None
+        return manifest.records if manifest else ()
+    return ()
 
 
 def _pipeline(options: PipelineOptions, local: bool) -> beam.Pipeline:
@@ -246,10 +294,10 @@ def _watched(manifest: Manifest, output: str, seconds: float) -> Summary:
     )
 
 
-def _unwatched(manifest: Manifest, output: str, seconds: float, if_exists: str) -> Summary:
+def _unwatched(manifest: Manifest, output: str, seconds: float, *, resumed: bool) -> Summary:
     """The summary of a job of which only the output is known."""
     summary = _summary(manifest, output, seconds)
-    if if_exists == "resume":
+    if resumed:
         return summary
     return replace(summary, tokens_per_second=summary.tokens / seconds if summary.tokens else None, resumed=0)
 
@@ -265,7 +313,7 @@ def _summary(manifest: Manifest, output: str, seconds: float) -> Summary:
         seconds=seconds,
         tokens_per_second=None,
         padding=None,
-        splits=len(manifest.records),
+        splits=len(holding(manifest.records)),
         resumed=None,
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),

@@ -349,6 +349,22 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="what to do with an output that is there; resume skips finished splits (default error)",
     )
     group.add_argument(
+        "--incremental",
+        action="store_true",
+        help="keep the output in step with a growing input: read new and changed files only",
+    )
+    group.add_argument(
+        "--since",
+        metavar="URL",
+        help="an earlier output; this one gets only files that are new or changed since",
+    )
+    group.add_argument(
+        "--if-changed",
+        choices=("error", "overwrite"),
+        default="error",
+        help="what to do where model or settings are not those of before; overwrite starts anew (default error)",
+    )
+    group.add_argument(
         "--max-rejects",
         default="1%",
         metavar="N",

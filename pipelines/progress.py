@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TextIO
 
+from distilbeam.transforms.increments import is_covered
+from distilbeam.transforms.ledger import Ledger
 from distilbeam.transforms.metrics import LIVE
+from distilbeam.transforms.read_settings import ReadSettings
 from distilbeam.transforms.splits import Split
 
 __all__ = ["TITLES", "Planned", "Progress", "duration"]
@@ -24,19 +26,26 @@ _LOG_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Planned:
-    """Stands between the reader and ``FinishedSplits`` to note how much there is to do.
+    """Stands between the reader and the ledger to note how much there is to do.
 
     Attributes:
-        skip: tells the finished splits, or None where nothing is resumed.
+        ledger: tells the plan, and what of it is done.
     """
 
-    skip: Callable[[Sequence[Split]], Collection[str]] | None = None
+    ledger: Ledger
 
-    def __call__(self, splits: Sequence[Split]) -> Collection[str]:
-        finished = self.skip(splits) if self.skip else ()
-        todo = [split for split in splits if split.id not in finished]
-        LIVE.add(planned=1, planned_bytes=sum(split.size for split in todo), finished_splits=len(splits) - len(todo))
-        return finished
+    def plan(self, settings: ReadSettings) -> list[tuple[Split, bool]]:
+        """The plan, as ``Ledger.plan``."""
+        plan = self.ledger.plan(settings)
+        todo = [split for split, finished in plan if not finished]
+        done = sum(finished and not is_covered(split.id) for split, finished in plan)
+        LIVE.add(planned=1, planned_bytes=sum(split.size for split in todo), finished_splits=done)
+        LIVE.add(planned_splits=len(todo))
+        return plan
+
+    def begin(self, split: str) -> int:
+        """Notes that work on a split begins, as ``Ledger.begin``."""
+        return self.ledger.begin(split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +130,8 @@ class Progress:
         counts, now = LIVE.read(), time.monotonic()
         rows, tokens, done = counts["rows"], counts["tokens"], self._done(counts)
         if not rows:
-            return State("loading the model" if counts["planned"] else "starting", rows, tokens)
+            waiting = "loading the model" if counts["planned_splits"] else "nothing to read, checking the output"
+            return State(waiting if counts["planned"] else "starting", rows, tokens)
         if self._first is None:
             # What was done before the first look took a time that is not known.
             self._first = self._last = now, tokens, done or 0.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, cast
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
+from typing import Any, Protocol, cast
 
 import apache_beam as beam
 import pyarrow as pa
@@ -20,7 +21,12 @@ from .splits import Split
 
 __all__ = ["ReadDocuments"]
 
-Skip = Callable[[Sequence[Split]], Collection[str]]
+
+class _Ledger(Protocol):
+    """What reading asks of a ``Ledger``."""
+
+    def plan(self, settings: ReadSettings) -> list[tuple[Split, bool]]: ...
+    def begin(self, split: str) -> int: ...
 
 
 @dataclass(eq=False)
@@ -49,8 +55,12 @@ class ReadDocuments(beam.PTransform):
         batch_rows: rows in a batch, at most.
         batch_bytes: bytes in a batch, at most, unless a single row has more.
         max_line_bytes: a longer line is a reject.
+        decode_bytes: memory that decoding a Parquet file may take, besides four times what the columns of a row group
+            take in the file; what needs more is a bad file.
+        bad_files: what becomes of a file that is damaged, wholly or from some row on: ``fail`` ends the job, ``reject``
+            sets aside what cannot be read as one reject for each part of the file, however many rows it may hold.
         rejects_include_text: whether a reject holds the text of the line.
-        skip: given the plan, the ids of splits that need no reading.
+        ledger: what is done already, as ``WriteFeatures.ledger`` gives it; without one all is read.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -69,8 +79,10 @@ class ReadDocuments(beam.PTransform):
     batch_rows: int = ReadSettings.batch_rows
     batch_bytes: int = ReadSettings.batch_bytes
     max_line_bytes: int = ReadSettings.max_line_bytes
+    decode_bytes: int = ReadSettings.decode_bytes
+    bad_files: str = ReadSettings.bad_files
     rejects_include_text: bool = ReadSettings.rejects_include_text
-    skip: Skip | None = None
+    ledger: _Ledger | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -80,37 +92,51 @@ class ReadDocuments(beam.PTransform):
         return (
             begin
             | "Start" >> beam.Create([None])
-            | "Plan" >> beam.ParDo(_Plan(self.settings, self.skip))
+            | "Plan" >> beam.ParDo(_Plan(self.settings, self.ledger))
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_Read(self.settings)).with_output_types(pa.RecordBatch)
+            | "Read" >> beam.ParDo(_Read(self.settings, self.ledger)).with_output_types(pa.RecordBatch)
         )
 
 
 class _Plan(beam.DoFn):
-    def __init__(self, settings: ReadSettings, skip: Skip | None):
+    def __init__(self, settings: ReadSettings, ledger: _Ledger | None):
         self._settings = settings
-        self._skip = skip
+        self._ledger = ledger
 
     def process(self, element: None) -> Iterator[tuple[Split, bool]]:
-        splits = plan_splits(self._settings)
-        finished = frozenset(self._skip(splits)) if self._skip else frozenset()
-        for split in splits:
-            yield split, split.id in finished
+        if self._ledger is not None:
+            yield from self._ledger.plan(self._settings)
+        else:
+            yield from ((split, False) for split in plan_splits(self._settings))
 
 
 class _Read(beam.DoFn):
-    def __init__(self, settings: ReadSettings):
+    def __init__(self, settings: ReadSettings, ledger: _Ledger | None):
         self._settings = settings
+        self._ledger = ledger
         self._documents = Metrics.counter("distilbeam", "documents_read")
         self._bytes = Metrics.counter("distilbeam", "bytes_read")
         self._rejects = Metrics.counter("distilbeam", "read_rejects")
 
     def process(self, element: tuple[Split, bool]) -> Iterator[pa.RecordBatch]:
         split, finished = element
+        attempt = self._ledger.begin(split.id) if self._ledger is not None and not finished else 1
         for batch in [finished_batch(split, self._settings)] if finished else read_split(split, self._settings):
+            provenance = cast(Provenance, Provenance.of(batch))
             self._documents.inc(batch.num_rows)
             self._bytes.inc(batch.nbytes)
-            self._rejects.inc(len(cast(Provenance, Provenance.of(batch)).rejects))
-            yield batch
+            self._rejects.inc(len(provenance.rejects))
+            if attempt > 1 or provenance.last:
+                yield _noted(provenance, split, attempt).attach(batch)
+            else:
+                yield batch
         if not finished:
             LIVE.add(finished_bytes=split.size)
+
+
+def _noted(provenance: Provenance, split: Split, attempt: int) -> Provenance:
+    """The provenance with what only the job knows of the split, most of it told but once."""
+    if not provenance.last:
+        return replace(provenance, attempt=attempt)
+    schema = "" if provenance.finished else base64.b64encode(split.schema).decode()
+    return replace(provenance, attempt=attempt, record=split.record, schema=schema)

@@ -19,11 +19,13 @@ from .distilbert.checkpoint import Checkpoint
 from .distilbert.tokenizer import WordPieceTokenizer
 from .errors import DistilbeamError, SettingsError
 from .featurization import FeatureSpec
+from .halving import find_failing
 from .metrics import LIVE
 from .tokenization import Tokens, tokenize, tokenize_each
+from .watchdog import WATCHDOG
 
 if TYPE_CHECKING:
-    from .distilbert.engine import Engine
+    from .distilbert.engine import Engine, Result
 
 __all__ = ["Encoder", "Prediction"]
 
@@ -141,7 +143,9 @@ class Encoder:
     @property
     def engine(self) -> Engine:
         """The model itself, loaded at the first use."""
-        with self._lock:
+        if self._engine is not None:
+            return self._engine
+        with WATCHDOG.paused(), self._lock:
             if self._engine is None:
                 from .distilbert.engine import Engine, choose_compute
 
@@ -180,8 +184,13 @@ class Encoder:
         """Append the columns of ``spec`` to a batch; see ``featurization.featurize``."""
         return featurization.featurize(batch, spec, self)
 
-    def identity(self, spec: FeatureSpec) -> dict[str, Any]:
-        """What a reader of the features may want to know of the model, as JSON."""
+    def identity(self, spec: FeatureSpec, *, compute: bool = True) -> dict[str, Any]:
+        """What a reader of the features may want to know of the model, as JSON.
+
+        Args:
+            spec: what is computed.
+            compute: whether to tell where it runs, for which the model is loaded.
+        """
         checkpoint = self.checkpoint
         return {
             "id": checkpoint.id,
@@ -190,7 +199,7 @@ class Encoder:
             "tokenizer_sha256": checkpoint.tokenizer_sha256,
             "settings": spec.settings(checkpoint.name, self._settings.dtype),
             "effective": self._effective(spec),
-            "compute": asdict(self.engine.compute) if spec.needs_encoder else None,
+            "compute": asdict(self.engine.compute) if compute and spec.needs_encoder else None,
             "version": __version__,
         }
 
@@ -208,37 +217,82 @@ class Encoder:
             decided |= {"labels": list(checkpoint.labels), "multi_label": checkpoint.multi_label}
         return decided
 
-    def outputs(self, texts: Sequence[str], spec: FeatureSpec) -> Outputs:
-        """Compute the columns of ``spec`` for texts, of which some may fail."""
+    def outputs(self, texts: Sequence[str] | pa.Array, spec: FeatureSpec) -> Outputs:
+        """Compute the columns of ``spec`` for texts, of which some may fail.
+
+        Args:
+            texts: strings, or string[rows] of Arrow without nulls.
+        """
         check_spec(self.checkpoint, spec)
         tokens, rows, broken = tokenize_each(texts, self._tokenizer, self._max_length(spec))
         LIVE.add(read_tokens=len(tokens.ids))
         failed = {row: ("tokenize", error, "the tokenizer failed on this text") for row, error in broken.items()}
-        columns: dict[str, pa.Array] = {
-            "input_ids": pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.ids)),
-            "token_count": pa.array(tokens.lengths.astype(np.int32)),
-            "truncated": pa.array(tokens.truncated),
-        }
         good = np.ones(len(rows), dtype=np.bool_)
+        result: Result | None = None
         if spec.needs_encoder:
-            effective = self._effective(spec)
-            modes = (effective["pooling"],) if "embedding" in spec.features else ()
+            modes = (self._effective(spec)["pooling"],) if "embedding" in spec.features else ()
             result = self.engine.run(tokens, modes, classify=spec.needs_classes)
             for position, (error, reason) in result.failed.items():
                 good[position] = False
                 failed[int(rows[position])] = ("model", error, reason)
-            for mode in modes:
-                columns["embedding"] = featurization.embedding_column(
-                    result.vectors[mode], spec, normalize=effective["normalize"]
-                )
-            if result.scores is not None:
-                columns |= _class_columns(result.scores, self.checkpoint.labels)
         else:
             LIVE.add(rows=len(tokens), tokens=len(tokens.ids))
-        selected = [columns[name] for name in spec.names]
-        if failed:
-            selected = [column.filter(pa.array(good)) for column in selected]
-        return Outputs(rows=rows[good], columns=selected, failed=failed)
+        kept, columns, unfit = self._build(tokens, result, np.flatnonzero(good), spec)
+        failed |= {int(rows[position]): ("model", *failure) for position, failure in unfit.items()}
+        return Outputs(rows=rows[kept], columns=columns, failed=failed)
+
+    def _build(
+        self, tokens: Tokens, result: Result | None, good: npt.NDArray[np.int64], spec: FeatureSpec
+    ) -> tuple[npt.NDArray[np.int64], list[pa.Array], dict[int, tuple[str, str]]]:
+        """The positions that came through, their columns, and why the others did not."""
+        pieces: list[tuple[npt.NDArray[np.int64], list[pa.Array]]] = []
+        infinite: list[npt.NDArray[np.int64]] = []
+
+        def attempt(part: npt.NDArray[np.int64]) -> tuple[str, str] | None:
+            try:
+                columns, finite = self._columns(tokens, result, part, spec)
+                if not finite.all():
+                    infinite.append(part[~finite])
+                    part, columns = part[finite], [column.filter(pa.array(finite)) for column in columns]
+            except Exception as error:
+                return type(error).__name__, "the outputs of this row alone cannot be turned into features"
+            pieces.append((part, columns))
+            return None
+
+        if not len(good):
+            return good, self._columns(tokens, result, good, spec)[0], {}
+        unfit = find_failing(good, attempt)
+        reason = "NonFiniteError", f"the embedding is not finite as {spec.embedding_dtype}"
+        unfit |= dict.fromkeys((int(row) for rows in infinite for row in rows), reason)
+        if not pieces:
+            none = good[:0]
+            return none, self._columns(tokens, result, none, spec)[0], unfit
+        if len(pieces) == 1:
+            return (*pieces[0], unfit)
+        columns = [pa.concat_arrays(list(parts)) for parts in zip(*(columns for _, columns in pieces), strict=True)]
+        return np.concatenate([part for part, _ in pieces]), columns, unfit
+
+    def _columns(
+        self, tokens: Tokens, result: Result | None, part: npt.NDArray[np.int64], spec: FeatureSpec
+    ) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
+        """The columns of some rows, and bool[rows], whether all their numbers are finite as they are stored."""
+        whole = len(part) == len(tokens)
+        columns: dict[str, pa.Array] = {
+            "token_count": pa.array(tokens.lengths[part].astype(np.int32)),
+            "truncated": pa.array(tokens.truncated[part]),
+        }
+        if "input_ids" in spec.features:
+            ids = pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), pa.array(tokens.ids))
+            columns["input_ids"] = ids if whole else ids.take(pa.array(part))
+        finite = np.ones(len(part), dtype=np.bool_)
+        if result is not None:
+            for vectors in result.vectors.values():
+                columns["embedding"], finite = featurization.embedding_column(
+                    vectors if whole else vectors[part], spec, normalize=self._effective(spec)["normalize"]
+                )
+            if result.scores is not None:
+                columns |= _class_columns(result.scores if whole else result.scores[part], self.checkpoint.labels)
+        return [columns[name] for name in spec.names], finite
 
     def _all(self, texts: Iterable[str], spec: FeatureSpec) -> list[pa.Array]:
         outputs = self.outputs(_listed(texts), spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from apache_beam.metrics import Metrics
 from . import filesystems
 from .commit import PART, commit
 from .errors import InputError, OutputError, SettingsError
+from .ledger import Ledger
 from .manifest import (
     STAGING,
     FileRecord,
@@ -30,9 +31,9 @@ from .manifest import (
 from .provenance import ROW, Provenance
 from .rejects import RejectLimit, parse_max_rejects, rejects_table
 from .shards import ShardSettings, ShardWriter, model_metadata, parquet_bytes
-from .staging import FinishedSplits, OutputState, finished_record, stage_record
+from .staging import OutputState, finished_record, stage_record
 
-__all__ = ["FinishedSplits", "SplitWriter", "WriteFeatures"]
+__all__ = ["SplitWriter", "WriteFeatures"]
 
 _CURE = (
     "batches of a split must arrive in order and in one bundle, so there must be no Reshuffle, GroupByKey or other "
@@ -56,9 +57,9 @@ class WriteFeatures(beam.PTransform):
         path: path or URL of the output folder.
         format: ``parquet`` or ``jsonl``.
         if_exists: what to do where the folder holds an output: ``error``, ``overwrite``, or ``resume`` to keep the
-            splits that a cut-off run has finished; for that, give ``finished(...)`` to ``ReadDocuments(skip=...)``.
-            Settings must be those of that run; the files may have changed since: what is as it was is kept, what is
-            new is done, and what is gone leaves the output.
+            splits that a cut-off run has finished; for that, give ``ledger(...)`` to ``ReadDocuments``. Settings must
+            be those of that run; the files may have changed since: what is as it was is kept, what is new is done, and
+            what is gone leaves the output.
         max_rejects: rows that may be set aside: a count, a percentage of the rows read, or None for any number.
         max_shard_bytes: largest file.
         compression: ``auto`` (zstd for Parquet, none for JSON Lines), ``zstd``, ``gzip``, ``none``, and for Parquet
@@ -87,13 +88,52 @@ class WriteFeatures(beam.PTransform):
         self._shards = ShardSettings(self.format, self.compression, self.max_shard_bytes)
         self._output = _absolute(self.path)
 
-    def finished(self, *settings: Mapping[str, Any]) -> FinishedSplits | None:
-        """What ``ReadDocuments(skip=...)`` asks for splits that need no work; None unless resuming.
+    def ledger(
+        self,
+        *settings: Mapping[str, Any],
+        incremental: bool = False,
+        since: str | os.PathLike[str] | None = None,
+        if_changed: str = "error",
+        models: Sequence[Callable[[], Mapping[str, Any]]] = (),
+    ) -> Ledger:
+        """What ``ReadDocuments(ledger=...)`` asks which splits need work, and notes in this output.
 
         Args:
             settings: ``settings`` of each transform with a model, in order.
+            incremental: keep the output in step with a growing input: only new and changed files are read, and what is
+                gone leaves the output. ``if_exists`` is then to be ``resume``, or ``overwrite`` to start anew.
+            since: another output, as path or URL; files that it has, or that it was itself spared, are passed over.
+            if_changed: what to do where model or settings are not those of the output or of ``since``: ``error``, or
+                ``overwrite`` to start anew, which ``if_exists`` must allow.
+            models: ``identity`` of each transform with a model, in order, so that another model under the same name is
+                noticed before the work and not at the commit.
+
+        Raises:
+            SettingsError: the settings contradict each other.
         """
-        return FinishedSplits(self._output, settings, self._shards) if self.if_exists == "resume" else None
+        if if_changed not in ("error", "overwrite"):
+            raise SettingsError(f"if_changed is {if_changed!r}; allowed are error, overwrite")
+        if if_changed == "overwrite" and self.if_exists != "overwrite":
+            raise SettingsError(
+                f"if_changed is 'overwrite', but if_exists is {self.if_exists!r}, which replaces nothing; set it to "
+                "'overwrite'; what has not changed is kept all the same"
+            )
+        if (incremental or since is not None) and self.if_exists == "error":
+            raise SettingsError("incremental and since go on from an output; set if_exists to 'resume'")
+        earlier = None if since is None else _absolute(since)
+        if earlier is not None and earlier.rstrip("/") == self._output.rstrip("/"):
+            raise SettingsError(f"since and the output are the same folder, {earlier!r}; set incremental to grow it")
+        resume = self.if_exists == "resume" or if_changed == "overwrite"
+        return Ledger(
+            self._output,
+            settings,
+            self._shards,
+            resume=resume,
+            incremental=incremental,
+            since=earlier,
+            overwrite_changed=if_changed == "overwrite",
+            models=tuple(models),
+        )
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
         with suppress(InputError):  # the folder may be out of reach from here; the commit looks again

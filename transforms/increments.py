@@ -48,14 +48,14 @@ class Changes:
     splits_removed: int
 
 
-def is_covered(record: SplitRecord) -> bool:
-    """Whether a record only names files whose rows are in an earlier output."""
-    return record.split.startswith(COVERED)
+def is_covered(split: str) -> bool:
+    """Whether the split of this id only names files whose rows are in an earlier output."""
+    return split.startswith(COVERED)
 
 
 def holding(records: Iterable[SplitRecord]) -> list[SplitRecord]:
     """The records of splits that were read."""
-    return [record for record in records if not is_covered(record)]
+    return [record for record in records if not is_covered(record.split)]
 
 
 def files_of(records: Iterable[SplitRecord]) -> dict[str, tuple[int, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -117,6 +118,14 @@ class Featurize(beam.PTransform):
         """What determines the output besides the input, as JSON; recorded with it."""
         return self.spec.settings(self.model, self.engine.dtype)
 
+    @property
+    def identity(self) -> Callable[[], dict[str, Any]]:
+        """What tells weights, tokenizer and configuration of the model, for ``WriteFeatures.ledger``.
+
+        To be called on a worker: the checkpoint is fetched there and its files are hashed, but no weight is loaded.
+        """
+        return partial(_identity, self.model, self.engine, self.spec)
+
     def expand(self, documents: beam.PCollection) -> beam.PCollection:
         if Path(self.model).expanduser().is_dir():
             check_spec(Checkpoint.open(self.model, self.engine.model_sha256), self.spec)
@@ -161,6 +170,10 @@ class Tokenize(Featurize):
 
     def __init__(self, model: str | Path, **settings: Unpack[_Text]) -> None:
         super().__init__(model, ("input_ids",), **settings)
+
+
+def _identity(model: str, engine: EngineSettings, spec: FeatureSpec) -> dict[str, Any]:
+    return Encoder.shared(model, engine).identity(spec, compute=False)
 
 
 def _wrong_element(kind: type) -> str:

@@ -26,9 +26,8 @@ from .manifest import (
 )
 from .provenance import Provenance
 from .shards import ShardSettings
-from .splits import Split
 
-__all__ = ["FinishedSplits", "OutputState", "concurrently", "difference", "finished_record", "stage_record"]
+__all__ = ["OutputState", "concurrently", "difference", "finished_record", "stage_record"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -231,37 +230,6 @@ class OutputState:
                 return None
             rejects = there[0]
         return replace(record, shards=tuple(shards), rejects_file=rejects)
-
-
-@dataclass(frozen=True)
-class FinishedSplits:
-    """Tells which splits of a plan need no work because the output has them, staged or committed.
-
-    Args:
-        output: path or URL of the output folder.
-        settings: settings of each stage with a model, in order, as in ``Provenance.models``.
-        shards: settings of the writer.
-    """
-
-    output: str
-    settings: tuple[Mapping[str, Any], ...]
-    shards: ShardSettings
-
-    def __call__(self, splits: Sequence[Split]) -> Collection[str]:
-        """Ids of the finished splits; what is staged of them with other settings is forgotten.
-
-        Raises:
-            OutputExistsError: the folder holds a complete output made with other settings, of the input as well.
-        """
-        state = OutputState.read(self.output)
-        settings, writer = self.settings, self.shards.as_dict()
-        for reading in {split.reading for split in splits}:
-            state.refuse_other(settings=settings, writer=writer, reading=reading)
-        ids = sorted({split.id for split in splits})
-        state.refuse_other_input(ids)
-        concurrently(lambda split: state.forget_others(split, settings=settings, writer=writer), ids)
-        found = concurrently(lambda split: state.find(split, settings=settings, writer=writer), ids)
-        return frozenset(split for split, records in zip(ids, found, strict=True) if records)
 
 
 def finished_record(state: OutputState, provenance: Provenance, shards: ShardSettings) -> SplitRecord:

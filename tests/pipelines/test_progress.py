@@ -8,7 +8,9 @@ import pytest
 
 from distilbeam.pipelines import progress
 from distilbeam.pipelines.progress import Planned, Progress, State, duration
+from distilbeam.transforms.ledger import Ledger
 from distilbeam.transforms.metrics import LIVE, Live
+from distilbeam.transforms.read_settings import ReadSettings
 from distilbeam.transforms.splits import Part, Split
 
 
@@ -32,21 +34,32 @@ def test_counts_of_many_threads_add_up() -> None:
     assert not live.read()
 
 
+def planned(plan: list[Split], *done: int) -> list[tuple[Split, bool]]:
+    """Hands a plan through, as a job does."""
+
+    class Known(Ledger):
+        def plan(self, settings: ReadSettings) -> list[tuple[Split, bool]]:
+            return [(split, split.ordinal in done) for split in plan]
+
+    return Planned(Known("out")).plan(ReadSettings(path=("in",)))
+
+
 def test_only_what_is_left_is_planned() -> None:
     plan = splits(100, 200, 400)
-    asked = []
-
-    def skip(given: list[Split]) -> set[str]:
-        asked.append(given)
-        return {plan[1].id}
-
     LIVE.reset()
-    assert Planned(skip)(plan) == {plan[1].id}
-    assert asked == [plan]
-    assert LIVE.read() == Counter(planned=1, planned_bytes=500, finished_splits=1)
+    assert planned(plan, 1) == [(plan[0], False), (plan[1], True), (plan[2], False)]
+    assert LIVE.read() == Counter(planned=1, planned_bytes=500, planned_splits=2, finished_splits=1)
     LIVE.reset()
-    assert not Planned()(plan)
+    planned(plan)
     assert LIVE.read()["planned_bytes"] == 700
+
+
+def test_nothing_to_read_is_said() -> None:
+    with Progress("none", "embedding") as shown:
+        covered = Split((Part("1.txt", "", 1, "v"),), 1, 2, b"", 0, record="covered0123-89abcdef")
+        planned([*splits(100), covered], 0, 1)
+        assert shown.state().words() == ["nothing to read, checking the output"]
+        assert LIVE.read()["finished_splits"] == 1
 
 
 def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +67,7 @@ def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with Progress("none", "embedding") as shown:
         assert shown.state() == State("starting", 0, 0)
-        Planned()(splits(1000, 3000))
+        planned(splits(1000, 3000))
         assert shown.state().phase == "loading the model"
         # A batch of 2,000 bytes and 500 tokens, of which the model has done a tenth.
         LIVE.add(read_bytes=2000, read_tokens=500, rows=1, tokens=50)
@@ -76,7 +89,7 @@ def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.
 
 def test_finished_splits_tell_how_much_of_a_file_is_text() -> None:
     with Progress("none", "embedding") as shown:
-        Planned()(splits(1000, 3000))
+        planned(splits(1000, 3000))
         LIVE.add(read_bytes=250, read_tokens=50, rows=5, tokens=50)
         assert shown.state().done == pytest.approx(250 / 4000)
         LIVE.add(finished_bytes=1000)
@@ -90,7 +103,7 @@ def test_log_lines_are_plain_and_finite(monkeypatch: pytest.MonkeyPatch) -> None
     stream = io.StringIO()
     with Progress("auto", "embedding", stream):
         time.sleep(0.12)
-        Planned()(splits(100))
+        planned(splits(100))
         LIVE.add(read_bytes=50, read_tokens=10, rows=1234, tokens=10)
         time.sleep(0.15)
     lines = stream.getvalue().splitlines()

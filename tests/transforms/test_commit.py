@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from distilbeam.transforms import filesystems
 from distilbeam.transforms.commit import check_records, commit, first_lines
 from distilbeam.transforms.errors import OutputError, OutputExistsError, RejectLimitError
+from distilbeam.transforms.ledger import Ledger
 from distilbeam.transforms.manifest import SplitRecord, load_manifest
 from distilbeam.transforms.provenance import Provenance
 from distilbeam.transforms.rejects import parse_max_rejects
 from distilbeam.transforms.shards import ShardSettings
-from distilbeam.transforms.staging import FinishedSplits, OutputState, finished_record
+from distilbeam.transforms.staging import OutputState, finished_record
 from tests.plans import Plan
 
 SHARDS = ShardSettings(max_bytes=700)
@@ -98,18 +99,23 @@ def visible_rows(output: str) -> list[dict[str, Any]]:
     return sorted((row for table in tables for row in table.to_pylist()), key=lambda row: row["id"])
 
 
+def finished(output: str, settings: tuple[Any, ...], shards: ShardSettings, plan: Plan) -> Collection[str]:
+    """Ids of the splits that a second run would not read."""
+    return Ledger(output, settings, shards, resume=True).finished(plan.splits)
+
+
 def resume(output: str, plan: Plan) -> int:
     """What a second run does; gives the number of splits that it had to do again."""
-    finished = FinishedSplits(output, (plan.settings,), SHARDS)(plan.splits)
+    done = finished(output, (plan.settings,), SHARDS, plan)
     state = OutputState.read(output)
     records = [
         finished_record(state, Provenance.of(plan.finished(split.ordinal)), SHARDS)
-        if split.id in finished
+        if split.id in done
         else plan.write(output, split.ordinal, SHARDS)
         for split in plan.splits
     ]
     commit(output, records, if_exists="resume")
-    return len(plan.splits) - len(finished)
+    return len(plan.splits) - len(done)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +286,7 @@ def test_resume_after_a_change_of_mind(output: str, plan: Plan, clean: dict[str,
 def test_other_shard_sizes_are_another_output(output: str, plan: Plan) -> None:
     commit(output, plan.write_all(output, SHARDS))
     with pytest.raises(OutputExistsError, match="max_bytes was 700, is"):
-        FinishedSplits(output, (plan.settings,), ShardSettings())(plan.splits)
+        finished(output, (plan.settings,), ShardSettings(), plan)
     commit(output, plan.write_all(output), if_exists="overwrite")
     assert set(files(output)) == {*load_manifest(output).files, "_distilbeam/manifest.json"}
     assert visible_rows(output) == plan.rows
@@ -291,7 +297,7 @@ def test_another_input_is_no_resume(output: str, plan: Plan) -> None:
     before = files(output)
     other = Plan(lines=21, lines_per_part=7)
     with pytest.raises(OutputExistsError, match="holds the output of another input"):
-        FinishedSplits(output, (other.settings,), SHARDS)(other.splits)
+        finished(output, (other.settings,), SHARDS, other)
     assert files(output) == before
 
 
@@ -339,19 +345,19 @@ def test_every_model_of_a_chain_counts(tmp_path: Path, changed: int) -> None:
     output = str(tmp_path)
     commit(output, chain.write_all(output, SHARDS))
     assert [model["settings"] for model in load_manifest(output).models] == [first, second]
-    assert len(FinishedSplits(output, (first, second), SHARDS)(chain.splits)) == len(chain.splits)
+    assert len(finished(output, (first, second), SHARDS, chain)) == len(chain.splits)
     settings = [first, second]
     settings[changed] = {**settings[changed], "model": "other"}
     for wanted in (tuple(settings), (second, first), (second,), (first,), ()):
         with pytest.raises(OutputExistsError, match="other settings"):
-            FinishedSplits(output, wanted, SHARDS)(chain.splits)
+            finished(output, wanted, SHARDS, chain)
     weights = ["abc", "abc"]
     weights[changed] = "new"
     with pytest.raises(OutputExistsError, match="weights or tokenizer differ"):
         commit(output, chained(Plan(lines=9), first, second, weights).write_all(output, SHARDS), if_exists="resume")
     staged = str(tmp_path / "staged")
     chain.write_all(staged, SHARDS)
-    assert not FinishedSplits(staged, tuple(settings), SHARDS)(chain.splits)
+    assert not finished(staged, tuple(settings), SHARDS, chain)
 
 
 def chained(plan: Plan, *settings: Any) -> Plan:

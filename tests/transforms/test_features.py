@@ -228,7 +228,7 @@ def _check_on_store(url: str, tmp_path: Path, plan: Plan) -> None:
     assert sorted_rows(pa.concat_tables(tables)) == plan.rows
 
     before = filesystem.find(url, detail=True)
-    finished = WriteFeatures(url, if_exists="resume").finished(plan.settings)(plan.splits)
+    finished = WriteFeatures(url, if_exists="resume").ledger(plan.settings).finished(plan.splits)
     assert len(finished) == len(plan.splits)
     run(url, [[plan.finished(split.ordinal)] for split in plan.splits], if_exists="resume")
     filesystem.invalidate_cache()
@@ -335,9 +335,9 @@ def test_two_models_in_one_pipeline(tmp_path: Path, checkpoints: Any) -> None:
         first = Embed(checkpoints.three_classes, prefix="a_", pooling=pooling, device="cpu")
         second = Tokenize(checkpoints.bare, prefix="b_")
         writing = WriteFeatures(tmp_path / "out", if_exists="resume")
-        skip = writing.finished(first.settings, second.settings)
+        ledger = writing.ledger(first.settings, second.settings)
         with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-            documents = pipeline | ReadDocuments(str(tmp_path / "in.jsonl"), skip=skip)
+            documents = pipeline | ReadDocuments(str(tmp_path / "in.jsonl"), ledger=ledger)
             _ = documents | first | second | writing
         return [first.settings, second.settings]
 
@@ -408,7 +408,7 @@ def test_existing_output(tmp_path: Path, plan: Plan) -> None:
         beam.Pipeline(runner=FnApiRunner()) | beam.Create([]) | WriteFeatures(output)
     other = Plan(settings={"model": "tiny", "dimensions": 2}, lines=20)
     with pytest.raises(OutputExistsError, match="dimensions was None, is 2"):
-        WriteFeatures(output, if_exists="resume").finished(other.settings)(other.splits)
+        WriteFeatures(output, if_exists="resume").ledger(other.settings).finished(other.splits)
     run(output, other.batches, if_exists="overwrite")
     run(tmp_path / "clean", other.batches)
     assert hashes(output) == hashes(tmp_path / "clean")
@@ -430,7 +430,7 @@ def test_finished_splits_are_not_written_again(tmp_path: Path, plan: Plan, monke
     for ordinal in done:
         plan.write(str(output), ordinal)
     staged = {path.name: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
-    finished = WriteFeatures(output, if_exists="resume").finished(plan.settings)(plan.splits)
+    finished = WriteFeatures(output, if_exists="resume").ledger(plan.settings).finished(plan.splits)
     assert finished == {plan.splits[ordinal].id for ordinal in done}
 
     written: list[str] = []
@@ -457,7 +457,7 @@ def test_a_complete_output_is_left_alone(tmp_path: Path, plan: Plan) -> None:
     output = tmp_path / "out"
     run(output, plan.batches)
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    finished = WriteFeatures(output, if_exists="resume").finished(plan.settings)(plan.splits)
+    finished = WriteFeatures(output, if_exists="resume").ledger(plan.settings).finished(plan.splits)
     assert len(finished) == len(plan.splits)
     run(output, [[plan.finished(split.ordinal)] for split in plan.splits], if_exists="resume")
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == before

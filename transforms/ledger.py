@@ -1,0 +1,289 @@
+"""What of a job is done already: the plan against an output, and the begins of work on each split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+from . import attempts
+from .errors import InputError, OutputError, OutputExistsError
+from .filesystems import FileInfo
+from .increments import COVERED, files_of, holding, plan_increment
+from .manifest import (
+    Manifest,
+    PartRecord,
+    SplitRecord,
+    Statistics,
+    canonical,
+    find_manifest,
+    fingerprint,
+    identity,
+    settings_of,
+)
+from .planning import numbered, plan_splits
+from .read_settings import ReadSettings
+from .shards import ShardSettings
+from .splits import Part, Split
+from .staging import OutputState, concurrently, difference, stage_record
+
+__all__ = ["Ledger"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Tells which splits a job has to read, and counts how often work on each was begun.
+
+    ``WriteFeatures.ledger`` makes one, for ``ReadDocuments(ledger=...)``.
+
+    Args:
+        output: path or URL of the output folder.
+        settings: settings of each stage with a model, in order, as in ``Provenance.models``.
+        shards: settings of the writer.
+        resume: whether what the output has, staged or committed, is used.
+        incremental: whether the output is kept in step with a growing input, file by file.
+        since: another output, whose files are passed over as long as they are unchanged.
+        overwrite_changed: whether an output of another model or other settings is replaced rather than refused.
+        models: gives the identity of each stage's model, as in ``Provenance.models``; asked on a worker, so that a
+            model that has changed under its name is noticed before the work begins and not at the commit.
+    """
+
+    output: str
+    settings: tuple[Mapping[str, Any], ...] = ()
+    shards: ShardSettings = ShardSettings()  # noqa: RUF009 - it is frozen
+    resume: bool = False
+    incremental: bool = False
+    since: str | None = None
+    overwrite_changed: bool = False
+    models: tuple[Callable[[], Mapping[str, Any]], ...] = ()
+
+    def plan(self, settings: ReadSettings) -> list[tuple[Split, bool]]:
+        """The splits of the input, each with whether it needs no reading.
+
+        Raises:
+            InputError: as ``plan_splits``; also for ``since`` without an output, and for new files whose columns do not
+                fit into those of the output.
+            OutputExistsError: the output, or that of ``since``, was made by another model or with other settings.
+        """
+        return _Planning(self, settings).plan()
+
+    def finished(self, splits: Sequence[Split]) -> Collection[str]:
+        """Ids of the splits that need no work; what is staged of them with other settings is forgotten.
+
+        Raises:
+            OutputExistsError: the folder holds a complete output made with other settings, of the input as well, or by
+                another model.
+        """
+        if not self.resume:
+            return frozenset()
+        readings = {split.reading for split in splits}
+        found = [_Planning(self, reading) for reading in readings]
+        return frozenset(split.id for each in found for split in each.resumed(splits) if split.record)
+
+    def begin(self, split: str) -> int:
+        """Notes durably that work on a split begins; how often it was begun, this time included."""
+        return attempts.begin(self.output, split)
+
+
+class _Planning:
+    """One look at the output, and what follows from it."""
+
+    def __init__(self, ledger: Ledger, reading: ReadSettings | str) -> None:
+        self._ledger = ledger
+        self._reading = reading
+        self._digest = reading if isinstance(reading, str) else reading.digest
+        self._state = OutputState.read(ledger.output)
+        self._identities: list[Mapping[str, Any]] | None = None
+        self._lock = Lock()
+
+    def plan(self) -> list[tuple[Split, bool]]:
+        assert isinstance(self._reading, ReadSettings)
+        apart = self._ledger.incremental or self._ledger.since is not None
+        # A state that is missing is told even where nothing is kept.
+        earlier = self._earlier
+        if not self._ledger.resume and earlier is None:
+            return [(split, False) for split in plan_splits(self._reading, apart=apart)]
+        made = self._made if self._ledger.resume else None
+        base = made or earlier
+        if not apart or base is None:
+            splits = self.resumed(plan_splits(self._reading, apart=apart))
+        else:
+            splits = self._increment(made, earlier, base)
+        return [(split, bool(split.record)) for split in splits]
+
+    def resumed(self, splits: Sequence[Split]) -> list[Split]:
+        """The splits of a plan that is the same whatever the output has, each with its record if there is one."""
+        made = self._made
+        if made is not None and not self._ledger.incremental:
+            try:
+                self._state.refuse_other_input([split.id for split in splits])
+            except OutputExistsError as error:
+                if not self._ledger.overwrite_changed:
+                    raise
+                _log.warning("starting anew, since %s", error)
+        return self._with_records(splits)
+
+    def _increment(self, made: Manifest | None, earlier: Manifest | None, base: Manifest) -> list[Split]:
+        """The splits of a plan that goes on from what there is."""
+        assert isinstance(self._reading, ReadSettings)
+        if made is not None and earlier is not None and made.input != earlier.input:
+            raise OutputExistsError(
+                f"{self._ledger.output!r} holds an output of other columns than {self._ledger.since!r}; set if_exists "
+                "to 'overwrite' to replace it"
+            )
+        if not base.input:
+            raise OutputExistsError(
+                f"{self._ledger.output if made else self._ledger.since!r} was written by an older version, which did "
+                "not note the columns of its input; set if_exists to 'overwrite' to start anew"
+            )
+        records = holding(made.records) if made else []
+        lost = {record.name for record in records if not self._find(record.split, record.name)}
+        splits, covered = plan_increment(
+            self._reading,
+            records,
+            base.schema_of_input,
+            lost=lost,
+            covered=files_of(earlier.records) if earlier else {},
+        )
+        if made is not None and not earlier and not any(split.record for split in splits):
+            self._refuse_other_files(made, splits)
+        splits = self._with_records(splits)
+        if earlier is not None and covered:
+            splits.append(self._cover(earlier, covered))
+        return numbered(splits)
+
+    def _refuse_other_files(self, made: Manifest, splits: Sequence[Split]) -> None:
+        """Raises OutputExistsError where no file of the output is in the input, which then is another one."""
+        if {part.source for split in splits for part in split.parts}.isdisjoint(files_of(made.records)):
+            error = OutputExistsError(
+                f"{self._ledger.output!r} holds the output of another input: none of its "
+                f"{len(files_of(made.records))} files is in this one; set if_exists to 'overwrite' to replace it, or "
+                "choose another folder"
+            )
+            if not self._ledger.overwrite_changed:
+                raise error
+            _log.warning("starting anew, since %s", error)
+
+    def _cover(self, earlier: Manifest, files: Sequence[FileInfo]) -> Split:
+        """The split that stands for the files that an earlier output has, with its record staged."""
+        record = SplitRecord(
+            split="",
+            ordinal=0,
+            splits=1,
+            parts=tuple(PartRecord(info.url, 0, 0, size=info.size, version=info.version) for info in files),
+            reading=self._digest,
+            shards=(),
+            rejects_file=None,
+            statistics=Statistics(),
+            schema=earlier.schema,
+            models=earlier.models,
+            writer=self._ledger.shards.as_dict(),
+            input=earlier.input,
+        )
+        digest = hashlib.sha256(json.dumps(record.as_dict(), sort_keys=True).encode()).hexdigest()
+        record = replace(record, split=COVERED + digest[: 32 - len(COVERED)])
+        if not self._find(record.split, record.name):
+            stage_record(self._ledger.output, record)
+        part = Part(files[0].url, "", files[0].size, files[0].version)
+        return Split((part,), 0, 0, earlier.schema_of_input, 0, self._digest, record.name)
+
+    def _with_records(self, splits: Sequence[Split]) -> list[Split]:
+        """The splits, those that are finished with their record; staged ones made otherwise are forgotten."""
+        if not self._ledger.resume:
+            return list(splits)
+        names = concurrently(lambda split: split.record or self._finished(split.id), splits)
+        return [replace(split, record=name) for split, name in zip(splits, names, strict=True)]
+
+    def _finished(self, split: str) -> str:
+        """Name of the record of a split that can be used; empty if there is none."""
+        ledger, writer = self._ledger, self._ledger.shards.as_dict()
+        self._state.forget_others(split, settings=ledger.settings, writer=writer)
+        names = {record.name for record in self._find(split)}
+        if names and ledger.models:
+            # The committed record may be of a model that has changed, and a staged one of the model as it is.
+            wanted = f"{split}-{fingerprint(split, self._models, writer)}"
+            return wanted if wanted in names or self._find(split, wanted) else ""
+        if len(names) > 1:
+            raise OutputError(
+                f"{ledger.output!r} holds a split staged with several models; set if_exists to 'overwrite' to start "
+                "anew"
+            )
+        return next(iter(names), "")
+
+    def _find(self, split: str, record: str = "") -> list[SplitRecord]:
+        writer, settings = self._ledger.shards.as_dict(), self._ledger.settings
+        return self._state.find(split, writer=writer, settings=settings, record=record)
+
+    @cached_property
+    def _made(self) -> Manifest | None:
+        """What the output holds, if that can be gone on from."""
+        made, ledger = self._state.manifest, self._ledger
+        if made is None:
+            return None
+        try:
+            self._state.refuse_other(settings=ledger.settings, writer=ledger.shards.as_dict(), reading=self._digest)
+            if self._other_settings(made):
+                return None  # an overwrite with the settings of now was cut off in its commit
+            if self._other_model(made):
+                raise OutputExistsError(
+                    f"{ledger.output!r} holds an output of another model: its weights or tokenizer differ; set "
+                    "if_exists to 'overwrite' to replace it"
+                )
+        except OutputExistsError as error:
+            if not ledger.overwrite_changed:
+                raise
+            _log.warning("starting anew, since %s", error)
+            return None
+        return made
+
+    @cached_property
+    def _earlier(self) -> Manifest | None:
+        """What the output of ``since`` holds, if its files can be passed over."""
+        since = self._ledger.since
+        if since is None:
+            return None
+        earlier = find_manifest(since)
+        if earlier is None:
+            raise InputError(
+                f"since is {since!r}, which holds no finished output of distilbeam; give the folder of an earlier run, "
+                "or leave it out to process all files"
+            )
+        if self._other_settings(earlier):
+            if earlier.reading != self._digest:
+                what = "of the input (text, keep, nulls, id, separator, types, or what bounds a batch)"
+            else:
+                what = f"({difference(earlier, self._ledger.settings, self._ledger.shards.as_dict())})"
+            reason = f"with other settings {what}"
+        elif self._other_model(earlier):
+            reason = "by another model: its weights or tokenizer differ"
+        else:
+            return earlier
+        if not self._ledger.overwrite_changed:
+            raise OutputExistsError(
+                f"the output of since, {since!r}, was made {reason}; set if_changed to 'overwrite' to process all files"
+            )
+        _log.warning("processing all files, since %r was made %s", since, reason)
+        return None
+
+    def _other_settings(self, manifest: Manifest) -> bool:
+        ledger = self._ledger
+        before = settings_of(manifest.models), canonical(manifest.writer), manifest.reading
+        return before != (canonical(list(ledger.settings)), canonical(ledger.shards.as_dict()), self._digest)
+
+    def _other_model(self, manifest: Manifest) -> bool:
+        """Whether weights, tokenizer or configuration differ, which only a worker can tell."""
+        return bool(self._ledger.models) and identity(manifest.models) != identity(self._models)
+
+    @property
+    def _models(self) -> list[Mapping[str, Any]]:
+        with self._lock:
+            if self._identities is None:
+                self._identities = [model() for model in self._ledger.models]
+            return self._identities
