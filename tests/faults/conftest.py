@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.jobs import Runner
+from tests.faults.stores import Server, s3_server
 from tests.faults.table import KEY, FaultReport, render, rows_of
 
 
@@ -27,3 +30,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write(render(rows) + "\n")
     if os.environ.get("FAULTS_JSON"):
         Path(os.environ["FAULTS_JSON"]).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Runs ``distilbeam`` in processes of its own."""
+    found = Runner(tmp_path_factory.mktemp("runner"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """moto's S3 server."""
+    with s3_server() as found:
+        yield found
