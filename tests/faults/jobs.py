@@ -25,23 +25,7 @@ __all__ = ["MODEL", "Corpus", "Done", "Runner", "corpus", "embed", "kill", "trut
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "distilbert-tiny-sst2"
 _BAD = (b'{"id": "cut off', b'{"id": "x"}', b'{"id": "x", "text": 5}', b"\xff\xfe", b"[]", b"no json")
-_WORDS = ("fine", "film", "dull", "parts", "one", "great", "scene", "that", "nobody", "will", "forget")
-    "a",
-    "fine",
-    "film",
-    "with",
-    "some",
-    "dull",
-    "parts",
-    "and",
-    "one",
-    "great",
-    "scene",
-    "that",
-    "nobody",
-    "will",
-    "forget",
-]
+_WORDS = ("a", "fine", "film", "dull", "parts", "one", "great", "scene", "that", "nobody", "will", "forget")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Runs commands in processes forked from one that has imported everything, which saves their start of seconds.
 
 Reads one JSON object a line, ``{"argv": [...], "environment": {...}, "log": path}``, and writes for each first
-``{"pid": ...}`` and, once the process has ended, ``{"code": ..., "peak_mb": ...}``. What is forked has no thread but its
-own, so it behaves as a process begun with ``python -m distilbeam`` does.
+``{"pid": ...}`` and, once the process has ended, ``{"code": ..., "peak_mb": ...}``. What is forked has no thread but
+its own, so it behaves as a process begun with ``python -m distilbeam`` does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import apache_beam.runners.portability.fn_api_runner.fn_runner  # noqa: F401
@@ -53,9 +52,8 @@ def _become(job: dict[str, Any]) -> None:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    answers.write(
-        json.dumps({"threads": threading.active_count(), "tasks": len(list(Path("/proc/self/task").iterdir()))}) + "\n"
-    )
+    answers.write(json.dumps({"threads": threading.active_count()}) + "
+")
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()
