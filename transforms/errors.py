@@ -31,7 +31,13 @@ class SettingsError(DistilbeamError, ValueError):
 
 
 class InputError(DistilbeamError):
-    """An input cannot be found, opened or read."""
+    """An input cannot be found, opened or read.
+
+    Attributes:
+        reason: what is wrong with the file, where the file itself is at fault and not the way to it; else None.
+    """
+
+    reason: str | None = None
 
 
 class CheckpointError(DistilbeamError):

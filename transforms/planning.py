@@ -44,7 +44,10 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file as the plan sees it: whether it was looked into, and in which row ranges it would be read."""
+    """A file as the plan sees it: whether it was looked into, and in which row ranges it would be read.
+
+    One that cannot be read (``bad``) has no say in the plan, and is a single part, which will be found bad again.
+    """
 
     info: FileInfo
     format: str
@@ -52,6 +55,7 @@ class InputFile:
     rows: tuple[tuple[int, int, int], ...] = ()
     sampled: bool = False
     empty: bool = False
+    bad: bool = False
 
     @property
     def partitions(self) -> tuple[tuple[str, str], ...]:
@@ -131,10 +135,17 @@ def look(settings: ReadSettings, infos: list[FileInfo]) -> tuple[list[InputFile]
     guessed = [index for index, file in enumerate(files) if file.format == "jsonl"]
     sample = {guessed[len(guessed) * n // _SAMPLED_FILES] for n in range(_SAMPLED_FILES)} if guessed else set()
     schemas: dict[bytes, tuple[int, pa.Schema]] = {}
+    bad: dict[int, InputError] = {}
     lock = Lock()
 
     def look(index: int) -> None:
-        files[index], schema = _inspect(settings, files[index])
+        try:
+            files[index], schema = _inspect(settings, files[index])
+        except InputError as error:
+            if settings.bad_files == "fail" or error.reason is None:
+                raise
+            files[index], bad[index] = replace(files[index], bad=True), error
+            return
         digest = hashlib.sha256(schema.serialize()).digest()
         with lock:
             first, _ = schemas.get(digest, (index, schema))
@@ -143,6 +154,8 @@ def look(settings: ReadSettings, infos: list[FileInfo]) -> tuple[list[InputFile]
     with ThreadPoolExecutor(_THREADS) as threads:
         for _ in threads.map(look, [n for n, file in enumerate(files) if file.format != "jsonl" or n in sample]):
             pass
+    if bad and not schemas and len(bad) == len(files):
+        raise bad[min(bad)]
     return files, [(files[n].info.url, schema) for n, schema in sorted(schemas.values(), key=lambda pair: pair[0])]
 
 
@@ -151,14 +164,11 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
     url = file.info.url
     file = replace(file, sampled=True)
     if file.format == "parquet":
-        with parquet.open_parquet(url) as opened:
-            schema = opened.schema_arrow
-            columns = wanted(settings, schema.names)
-            twice = sorted(name for name, count in Counter(columns).items() if count > 1)
-            if twice:
-                raise InputError(f"{url!r} has {', '.join(map(repr, twice))} twice; rename one of them")
-            rows = tuple(parquet.ranges(opened.metadata, columns, settings.split_bytes))
-            return replace(file, rows=rows), pa.schema([field.remove_metadata() for field in schema])
+        schema, rows = parquet.look(url, settings.asked, settings.split_bytes, settings.decode_bytes)
+        twice = sorted(name for name, count in Counter(wanted(settings, schema.names)).items() if count > 1)
+        if twice:
+            raise InputError(f"{url!r} has {', '.join(map(repr, twice))} twice; rename one of them")
+        return replace(file, rows=tuple(rows)), pa.schema([field.remove_metadata() for field in schema])
     if file.format == "text":
         with reading(url), open_stream(url, file.compression):
             name = settings.text[0] if len(settings.text) == 1 else "text"
@@ -255,7 +265,9 @@ def cut(file: InputFile, partitions: Collection[str], settings: ReadSettings) ->
     """The parts of a file, each of at most about ``split_bytes``, and their bytes."""
     size = file.info.size
     whole = file.part(partitions)
-    if file.format == "parquet":
+    if file.bad:
+        yield whole, size
+    elif file.format == "parquet":
         for start, stop, weight in file.rows:
             yield replace(whole, start=start, stop=stop), weight
     elif file.compression or file.format == "csv" or size <= settings.split_bytes:

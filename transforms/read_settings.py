@@ -41,6 +41,8 @@ class ReadSettings:
     batch_rows: int = 4096
     batch_bytes: int = 16 << 20
     max_line_bytes: int = 64 << 20
+    decode_bytes: int = 512 << 20
+    bad_files: str = "fail"
     rejects_include_text: bool = False
 
     def __post_init__(self) -> None:
@@ -50,6 +52,7 @@ class ReadSettings:
         object.__setattr__(self, "types", {name: _type(name, kind) for name, kind in (self.types or {}).items()})
         _one_of("format", self.format, (None, *FORMATS))
         _one_of("nulls", self.nulls, ("reject", "keep"))
+        _one_of("bad_files", self.bad_files, ("fail", "reject"))
         if not isinstance(self.separator, str):
             raise SettingsError(f"separator must be a text, not {self.separator!r}")
         if self.id is not None:
@@ -59,6 +62,7 @@ class ReadSettings:
             ("batch_rows", 1, 1 << 20),
             ("batch_bytes", 1, 1 << 30),
             ("max_line_bytes", 1, 1 << 30),
+            ("decode_bytes", 64 << 20, 1 << 40),
         ):
             whole_number(name, getattr(self, name), least, most)
         for name in self.text:

@@ -41,7 +41,7 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
         rows = _Buffer(schema.append(pa.field(ROW, pa.int64())), settings.batch_rows, settings.batch_bytes)
         provenance = _in_part(common, number, part)
         pending: deque[Reject] = deque()
-        for chunk in _read_part(part, schema, settings):
+        for chunk in _read_or_reject(part, schema, settings):
             batch, rejects = _select(chunk, part, schema, settings)
             rows.add(batch)
             pending += sorted(rejects, key=_position)
@@ -89,7 +89,29 @@ class _Buffer:
 
     def rest(self) -> pa.RecordBatch:
         """All rows that wait."""
+        if len(self._batches) == 1:
+            return self._batches[0]
         return pa.concat_batches(self._batches) if self._batches else self.empty
+
+
+def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+    """The chunks of a part; if the file cannot be read on, and the settings say so, the rest is one reject."""
+    seen = lines = 0
+    try:
+        for chunk in _read_part(part, schema, settings):
+            seen, lines = chunk.seen, chunk.lines
+            yield chunk
+    except InputError as error:
+        if settings.bad_files == "fail" or error.reason is None:
+            raise
+        reason = f"the file cannot be read{' from here on' if seen else ''}: {error.reason}"
+        row = lines + 1
+        if part.format in ("parquet", "csv"):
+            row = part.start + lines
+            if part.stop is not None:
+                reason += f"; it stands for {part.stop - row} rows, by the count of the file's footer"
+        reject = Reject("read", "BadFile", reason, row)
+        yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (reject,), seen + 1, lines + 1)
 
 
 def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
@@ -103,7 +125,13 @@ def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterato
 def _read_parquet(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
     at = part.start
     for batch in parquet.read_rows(
-        part.source, part.start, part.stop, schema, batch_rows=settings.batch_rows, batch_bytes=settings.batch_bytes
+        part.source,
+        part.start,
+        part.stop,
+        schema,
+        batch_rows=settings.batch_rows,
+        batch_bytes=settings.batch_bytes,
+        memory=settings.decode_bytes,
     ):
         rows = pa.array(np.arange(at, at + batch.num_rows))
         at += batch.num_rows
@@ -167,8 +195,8 @@ def _text_parser(name: str) -> Callable[[Block], pa.RecordBatch]:
     return lambda block: pa.RecordBatch.from_arrays([block.strings()], [name])
 
 
-def _no_diagnosis(line: bytes) -> tuple[str, str, str | None]:
-    return "ArrowInvalid", "the line cannot be read", None
+def _no_diagnosis(line: bytes, thorough: bool) -> tuple[str, str, str | None] | None:
+    return ("ArrowInvalid", "the line cannot be read", None) if thorough else None
 
 
 def _select(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilbeam.transforms.formats import parquet
+from distilbeam.transforms import decoding
 
 
 class Counted(list[str]):
@@ -49,8 +49,8 @@ def test_ranges_count_the_bytes_of_the_wanted_columns(nested: str, columns: list
         # "a.b" is a leaf of column "a" as well as a column, and the footer's paths do not tell one from the other.
         wanted = [c for c in chunks if any(f"{c.path_in_schema}.".startswith(f"{name}.") for name in columns)]
         sizes.append(sum(chunk.total_uncompressed_size for chunk in wanted))
-    assert parquet.ranges(metadata, columns, 1 << 30) == [(0, 100, sum(sizes))]
-    each = parquet.ranges(metadata, columns, max(sum(sizes) // 7, 1))
+    assert decoding.ranges(metadata, columns, 1 << 30) == [(0, 100, sum(sizes))]
+    each = decoding.ranges(metadata, columns, max(sum(sizes) // 7, 1))
     assert [start for start, _, _ in each] == [0, *(stop for _, stop, _ in each[:-1])]
     assert each[-1][1] == 100
     assert len(each) > 4 or not columns
@@ -58,7 +58,7 @@ def test_ranges_count_the_bytes_of_the_wanted_columns(nested: str, columns: list
 
 def test_ranges_go_through_the_columns_once(nested: str) -> None:
     columns = Counted(["text", "a"])
-    parquet.ranges(pq.read_metadata(nested), columns, 1000)
+    decoding.ranges(pq.read_metadata(nested), columns, 1000)
     assert columns.times <= 1
 
 
@@ -68,8 +68,8 @@ def test_the_schema_of_a_wide_file_is_taken_once(tmp_path: Path, monkeypatch: py
     true = pq.ParquetFile.schema_arrow
     calls = []
     monkeypatch.setattr(pq.ParquetFile, "schema_arrow", property(lambda self: calls.append(1) or true.fget(self)))
-    rows = list(
-        parquet.read_rows(str(tmp_path / "d.parquet"), 0, None, table.schema, batch_rows=10, batch_bytes=1 << 20)
-    )
+    rows: list[pa.RecordBatch] = []
+    with pq.ParquetFile(tmp_path / "d.parquet") as file:
+        decoding.read_rows(file, 0, None, table.schema.names, batch_rows=10, batch_bytes=1 << 20, send=rows.append)
     assert pa.Table.from_batches(rows).equals(table)
     assert len(calls) < 5

@@ -122,11 +122,19 @@ def reading(url: str) -> Iterator[None]:
     except (DistilbeamError, GeneratorExit):
         raise
     except Unreadable as error:
-        raise InputError(f"cannot read {url!r}: {error}") from None
+        raise _at_fault(url, str(error)) from None
     except (OSError, EOFError) as error:
+        # Unpacking fails with a bare OSError; what a disk or a store raises has a number or a class of its own.
+        if isinstance(error, EOFError) or (type(error) is OSError and error.errno is None):
+            raise _at_fault(url, f"{type(error).__name__}: {error}") from error
         raise InputError(f"cannot read {url!r}: {type(error).__name__}: {error}") from error
     except pa.ArrowException as error:
         # Arrow may quote what it read, so its message stays out.
-        raise InputError(
-            f"cannot read {url!r}: it is damaged, or Arrow cannot read what it holds ({type(error).__name__})"
-        ) from None
+        reason = f"it is damaged, or Arrow cannot read what it holds ({type(error).__name__})"
+        raise _at_fault(url, reason) from None
+
+
+def _at_fault(url: str, reason: str) -> InputError:
+    error = InputError(f"cannot read {url!r}: {reason}")
+    error.reason = reason
+    return error

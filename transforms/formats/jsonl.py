@@ -13,7 +13,8 @@ import pyarrow.json
 from distilbeam.transforms.provenance import REJECT_ID_CHARACTERS
 
 from .base import Unreadable, unify
-from .lines import BadLine, Block, parse, read_blocks
+from .lines import BadLine, Block, Diagnosis, parse, read_blocks
+from .strict import Finding, duplicates, has_constants, has_lost_digits, screen, short_name
 
 __all__ = ["diagnoser", "infer", "parser"]
 
@@ -27,6 +28,10 @@ def parser(schema: pa.Schema) -> Callable[[Block], pa.RecordBatch]:
 
     def read(block: Block) -> pa.RecordBatch:
         batch = _read(block, written, "ignore")
+        if has_constants(block):
+            raise pa.ArrowInvalid("NaN or Infinity")
+        if has_lost_digits(block, batch):
+            raise pa.ArrowInvalid("an integer too long for a double")
         if written == schema:
             return batch
         return pa.RecordBatch.from_arrays(
@@ -58,7 +63,7 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
         batches, _, _ = parse(
             _without_deep(lines),
             lambda part: _read(part, known, "infer"),
-            lambda line: ("", "", None),
+            lambda line, thorough: ("", "", None) if thorough else None,
             include_text=False,
         )
         if not count:  # Arrow puts the text columns first; the file's own order is kept
@@ -80,34 +85,27 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
     return sorted(kept, key=lambda field: order.get(field.name, len(order))), count
 
 
-def diagnoser(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[str, str, str | None]]:
-    """What names error class, reason and id of a line that the parser refused."""
+def diagnoser(schema: pa.Schema, id: str | None) -> Diagnosis:
+    """What names error class, reason and id of a line that the parser refuses."""
+    look = screen(schema, id)
 
-    def diagnose(line: bytes) -> tuple[str, str, str | None]:
-        try:
-            value = json.loads(line, object_pairs_hook=list)
-        except (ValueError, RecursionError):
-            return "JSONDecodeError", "the line is not valid JSON", None
-        if not isinstance(value, list) or line.lstrip()[:1] != b"{":
-            return "NotAnObject", "the line is not a JSON object", None
+    def diagnose(line: bytes, thorough: bool) -> Finding | None:
+        finding, value = look(line)
+        if finding is not None or not thorough:
+            return finding
+        if value is None:
+            return "RecursionError", "the line is nested too deep", None
+        alone = Block(line, np.zeros(1, np.int64), np.full(1, len(line)), np.zeros(1, np.int64))
         values = dict(value)
         name = values.get(id) if id else None
         known = str(name)[:REJECT_ID_CHARACTERS] if isinstance(name, str | int) else None
-        if len(values) < len(value):
-            return "DuplicateKey", "a key occurs twice in the object", known
-        if any(_has_surrogate(values.get(field.name)) for field in schema):
-            return "UnicodeEncodeError", "a string holds half of a surrogate pair", known
         for field in schema:
-            mismatch = "TypeError", f"the value of column {field.name!r} is not of type {_short(field.type)}", known
-            if field.type == pa.string():
-                if isinstance(values.get(field.name), str | None):
-                    continue
-                return mismatch
-            alone = Block(line, np.zeros(1, np.int64), np.full(1, len(line)), np.zeros(1, np.int64))
             try:
                 parser(pa.schema([field]))(alone)
             except pa.ArrowInvalid:
-                return mismatch
+                if duplicates(values.get(field.name)):
+                    return "DuplicateKey", f"a key occurs twice in an object of column {field.name!r}", known
+                return "TypeError", f"the value of column {field.name!r} is not of type {short_name(field.type)}", known
         return "ArrowInvalid", "the JSON parser refused the line", known
 
     return diagnose
@@ -173,17 +171,6 @@ def _keys(block: Block) -> dict[str, None]:
     return keys
 
 
-def _has_surrogate(value: Any) -> bool:
-    waiting = [value]
-    while waiting:  # not by recursion, which deep nesting would exhaust
-        value = waiting.pop()
-        if isinstance(value, list | tuple):
-            waiting += value
-        elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            return True
-    return False
-
-
 def _is_empty(kind: pa.DataType) -> bool:
     return bool(pa.types.is_struct(kind) and all(_is_empty(field.type) for field in kind))
 
@@ -204,8 +191,3 @@ def _storable(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_storable(field.type)) for field in kind if not _is_empty(field.type)])
     return kind
-
-
-def _short(kind: pa.DataType) -> str:
-    name = str(kind)
-    return name if len(name) <= 100 else name[:100] + "..."

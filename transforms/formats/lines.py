@@ -17,6 +17,7 @@ __all__ = [
     "BLOCK_BYTES",
     "BadLine",
     "Block",
+    "Diagnosis",
     "find_invalid_utf8",
     "open_stream",
     "parse",
@@ -26,10 +27,13 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 4 << 20
-_FEW = 8  # so few lines are parsed one by one where they cannot be parsed together
+_MANY = 256  # so many lines are looked at one by one where they cannot be parsed together
+_FEW = 8  # and so few are parsed one by one
 _BOM = b"\xef\xbb\xbf"
 
 Positions = npt.NDArray[np.int64]
+Diagnosis = Callable[[bytes, bool], tuple[str, str, str | None] | None]
+"""Given a line and whether the parser has refused it alone: error class, reason and id, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,16 +230,19 @@ def find_invalid_utf8(column: pa.Array) -> list[int]:
 def parse(
     block: Block,
     parser: Callable[[Block], pa.RecordBatch],
-    diagnose: Callable[[bytes], tuple[str, str, str | None]],
+    diagnose: Diagnosis,
     *,
     include_text: bool,
 ) -> tuple[list[pa.RecordBatch], Positions, list[Reject]]:
     """Parses all lines at once, or by halves until only the bad ones are left over.
 
+    Few lines that cannot be parsed together are first looked at without the parser, which is dear for a single line.
+
     Args:
         block: the lines.
         parser: gives one row for each line, or raises ArrowInvalid, or gives another number of rows.
-        diagnose: names error class, reason and id of a line that the parser refuses.
+        diagnose: names error class, reason and id of a line; None where it finds nothing, which it may only do if its
+            second argument, whether the parser has refused that very line, is false.
         include_text: whether a reject holds the line.
 
     Returns:
@@ -248,6 +255,13 @@ def parse(
         text = readable(line) if include_text else None
         rejects.append(Reject("read", error, reason, int(block.numbers[index]), id, len(line), text))
 
+    def refused(index: int, thorough: bool) -> bool:
+        finding = diagnose(block.line(index), thorough)
+        if finding is not None:
+            good[index] = False
+            reject(index, *finding)
+        return finding is not None
+
     offsets = pa.py_buffer(np.append(block.starts, len(block.data)))
     whole = pa.py_buffer(np.array([0, len(block.data)], np.int64))
     data = pa.py_buffer(block.data)
@@ -259,22 +273,33 @@ def parse(
     indices = np.flatnonzero(good)
     valid = block.keep(good)
     batches: list[pa.RecordBatch] = []
-    ranges = [(0, len(valid))] if len(valid) else []
-    while ranges:
-        start, stop = ranges.pop()
-        batch = _attempt(parser, valid.slice(start, stop))
-        if batch is not None and batch.num_rows == stop - start:
+    waiting = [(np.arange(len(valid)), False)] if len(valid) else []
+    while waiting:
+        lines, screened = waiting.pop()
+        batch = _attempt(parser, _taken(valid, lines))
+        if batch is not None and batch.num_rows == len(lines):
             batches.append(batch)
-        elif stop - start == 1:
-            index = int(indices[start])
-            good[index] = False
-            reject(index, *diagnose(block.line(index)))
-        elif stop - start <= _FEW:
-            ranges += [(line, line + 1) for line in reversed(range(start, stop))]
+        elif not screened and len(lines) <= _MANY:
+            left = np.array([line for line in lines if not refused(int(indices[line]), False)], np.int64)
+            if len(left):
+                waiting.append((left, True))
+        elif len(lines) == 1:
+            refused(int(indices[lines[0]]), True)
         else:
-            middle = (start + stop) // 2
-            ranges += [(middle, stop), (start, middle)]
+            parts = 2 if len(lines) > _FEW else len(lines)
+            waiting += [(part, screened) for part in reversed(np.array_split(lines, parts))]
     return batches, block.numbers[good], sorted(rejects, key=lambda reject: reject.row or 0)
+
+
+def _taken(block: Block, lines: Positions) -> Block:
+    """The lines at some positions, in ascending order."""
+    first, last = int(lines[0]), int(lines[-1])
+    between = block.slice(first, last + 1)
+    if len(lines) == len(between):
+        return between
+    mask = np.zeros(len(between), np.bool_)
+    mask[lines - first] = True
+    return between.keep(mask)
 
 
 def _attempt(parser: Callable[[Block], pa.RecordBatch], block: Block) -> pa.RecordBatch | None:

@@ -2,104 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import json
+import threading
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import Any
+from typing import BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from distilbeam.transforms.errors import InputError
-from distilbeam.transforms.filesystems import is_local, open_input, resolve
+from distilbeam.transforms import sandbox
+from distilbeam.transforms.filesystems import is_local, open_input
 
-from .base import reading
+from .base import Unreadable, reading
 
-__all__ = ["MAX_RANGES", "open_parquet", "ranges", "read_rows"]
+__all__ = ["look", "read_rows"]
 
-MAX_RANGES = 16
-"""A row group is cut into at most so many ranges, since each range decodes the rows before it again."""
+_TAIL_BYTES = 64 << 10
+_MAX_TAIL_BYTES = 16 << 20
+_LOOKS = threading.BoundedSemaphore(2)  # a look takes a moment; more processes would not make it quicker
 
 
-@contextmanager
-def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file that is read page by page.
+def look(
+    url: str, columns: Collection[str] | None, split_bytes: int, memory: int
+) -> tuple[pa.Schema, list[tuple[int, int, int]]]:
+    """The schema of a file, and the ranges of about ``split_bytes`` in which it is read.
+
+    Args:
+        url: the file.
+        columns: the top-level columns that will be read; None for all.
+        split_bytes: uncompressed bytes of those columns in a range.
+        memory: bytes that decoding may take.
+
+    Returns:
+        The schema, and for each range start row, stop row and bytes.
 
     Raises:
         InputError: it is not Parquet, or damaged.
     """
-    with reading(url):
-        source: Any = resolve(url)[1] if is_local(url) else open_input(url, cache="none")
-        buffer_size = 256 << 10 if is_local(url) else 4 << 20
-        if is_local(url):
-            source = pa.OSFile(source)
-        with source, pq.ParquetFile(source, pre_buffer=False, buffer_size=buffer_size) as file:
-            yield file
-
-
-def ranges(metadata: pq.FileMetaData, columns: Collection[str], split_bytes: int) -> list[tuple[int, int, int]]:
-    """Cuts a file into (start row, stop row, bytes) of at most about ``split_bytes`` uncompressed bytes.
-
-    Args:
-        metadata: the footer.
-        columns: the top-level columns that will be read.
-        split_bytes: bytes of those columns, uncompressed.
-    """
-    found: list[tuple[int, int, int]] = []
-    leaves = _leaves(metadata.schema, columns)
-    row = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        size = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
-        pieces = max(1, min(-(-size // split_bytes), MAX_RANGES, group.num_rows))
-        edges = [row + group.num_rows * piece // pieces for piece in range(pieces + 1)]
-        if pieces == 1 and found and found[-1][2] + size <= split_bytes:
-            start, _, before = found.pop()
-            found.append((start, edges[-1], before + size))
-        else:
-            found += [(low, high, size // pieces) for low, high in pairwise(edges)]
-        row += group.num_rows
-    return found or [(0, 0, 0)]
+    wanted = None if columns is None else sorted(columns)
+    request = {"what": "look", "columns": wanted, "split_bytes": split_bytes, "buffer": 256 << 10, "memory": memory}
+    with _opened(url) as (stream, size, local):
+        fetch = None if local else _with_tail(stream, size)  # read before the decoder is taken
+        with _LOOKS:
+            answers = dict(_asked({**request, "size": size}, stream if local else None, fetch))
+        schema = pa.ipc.read_schema(pa.py_buffer(answers[b"S"]))
+        return schema, [(start, stop, weight) for start, stop, weight in json.loads(answers[b"N"])]
 
 
 def read_rows(
-    url: str, start: int, stop: int | None, schema: pa.Schema, *, batch_rows: int, batch_bytes: int
+    url: str, start: int, stop: int | None, schema: pa.Schema, *, batch_rows: int, batch_bytes: int, memory: int
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a range, with those columns of the schema that the file has.
+
+    Args:
+        url: the file.
+        start: the first row.
+        stop: the row after the last one; None for all.
+        schema: of the columns that are wanted.
+        batch_rows: rows in a batch, at most.
+        batch_bytes: about how many bytes a batch has, unless a single row has more.
+        memory: bytes that decoding may take, besides four times those of the row group's columns in the file.
 
     Raises:
         InputError: the file cannot be read.
     """
-    with open_parquet(url) as file:
-        stop = file.metadata.num_rows if stop is None else stop
-        there = set(file.schema_arrow.names)
-        columns = [name for name in schema.names if name in there]
-        row = 0
-        for index in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(index)
-            first, row = row, row + group.num_rows
-            if row <= start or first >= stop:
-                continue
-            rows = max(1, min(batch_rows, batch_bytes * group.num_rows // max(group.total_byte_size, 1)))
-            at = first
-            batches = file.iter_batches(rows, row_groups=[index], columns=columns, use_threads=False)
-            while at < min(row, stop):
-                with reading(url):
-                    batch = next(batches, None)
-                if batch is None:
-                    raise InputError(f"cannot read {url!r}: its row group {index} has fewer rows than its footer says")
-                low, high = max(start - at, 0), min(batch.num_rows, stop - at)
-                at += batch.num_rows
-                if low < high:
-                    yield batch.slice(low, high - low).select(columns)
+    request = {
+        "what": "rows",
+        "columns": schema.names,
+        "start": start,
+        "stop": stop,
+        "batch_rows": batch_rows,
+        "batch_bytes": batch_bytes,
+        "memory": memory,
+    }
+    with _opened(url) as (stream, size, local):
+        request |= {"size": size, "buffer": 256 << 10 if local else 4 << 20}
+        for kind, body in _asked(request, stream if local else None, None if local else _reader(stream)):
+            if kind == b"B":
+                yield sandbox.batch_of(body)
 
 
-def _leaves(schema: pq.ParquetSchema, columns: Collection[str]) -> list[int]:
-    """The positions of the leaves that lie in these top-level columns."""
-    wanted = frozenset(columns)
-    found = []
-    for leaf in range(len(schema)):
-        names = schema.column(leaf).path.split(".")  # a name may itself have dots in it
-        if any(".".join(names[: depth + 1]) in wanted for depth in range(len(names))):
-            found.append(leaf)
-    return found
+@contextmanager
+def _opened(url: str) -> Iterator[tuple[BinaryIO, int, bool]]:
+    local = is_local(url)
+    with reading(url), open_input(url, cache="none") as stream:
+        yield stream, stream.seek(0, 2), local
+
+
+def _asked(
+    request: dict[str, object], stream: BinaryIO | None, fetch: Callable[[int, int], bytes] | None
+) -> Iterator[sandbox.Message]:
+    try:
+        yield from sandbox.decode(request, stream, fetch)
+    except sandbox.DecoderError as error:
+        raise Unreadable(str(error)) from None
+
+
+def _reader(stream: BinaryIO) -> Callable[[int, int], bytes]:
+    def fetch(offset: int, length: int) -> bytes:
+        stream.seek(offset)
+        return stream.read(length)
+
+    return fetch
+
+
+def _with_tail(stream: BinaryIO, size: int) -> Callable[[int, int], bytes]:
+    """A reader that holds the footer, where the file has one of plausible size."""
+    read = _reader(stream)
+    tail = read(max(size - _TAIL_BYTES, 0), _TAIL_BYTES)
+    footer = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] == b"PAR1" and len(tail) < footer <= min(size, _MAX_TAIL_BYTES):
+        tail = read(size - footer, footer)
+    first = size - len(tail)
+
+    def fetch(offset: int, length: int) -> bytes:
+        if offset < first:
+            return read(offset, length)
+        return tail[offset - first : offset - first + length]
+
+    return fetch

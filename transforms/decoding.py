@@ -1,0 +1,227 @@
+"""Parquet on its way from an open file to batches of bounded bytes; runs in the process of ``decoder``.
+
+The footer is not believed where it cannot be true.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection, Iterator
+from itertools import pairwise
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["MAX_RANGES", "Damaged", "Source", "allowance", "look", "open_file", "ranges", "read_rows"]
+
+MAX_RANGES = 16
+"""A row group is cut into at most so many ranges, since each range decodes the rows before it again."""
+
+_MAX_COLUMNS = 100_000
+_MAX_DEPTH = 100
+_MAX_ALLOWANCE = 4 << 30
+_PLAUSIBLE = 1000  # times smaller than its contents a column chunk may be; what claims more is not believed
+
+
+class Damaged(Exception):  # noqa: N818 - it never leaves the decoder
+    """What is wrong with the file, in a sentence without any of its contents."""
+
+
+class Source(io.RawIOBase):
+    """A file of known size, through a function that gives up to ``length`` bytes from an offset."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int):
+        self._fetch = fetch
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def read(self, length: int | None = -1) -> bytes:
+        rest = max(self._size - self._at, 0)
+        length = rest if length is None or length < 0 else min(length, rest)
+        data = self._fetch(self._at, length) if length else b""
+        self._at += len(data)
+        return data
+
+
+def open_file(source: Source, size: int, buffer_size: int) -> pq.ParquetFile:
+    """The file, read page by page.
+
+    Raises:
+        Damaged: it is no Parquet file, or one that is encrypted or cut off.
+    """
+    if not size:
+        raise Damaged("it is empty, which no Parquet file is")
+    source.seek(max(size - 8, 0))
+    tail = source.read(8)
+    if tail[-4:] == b"PARE":
+        raise Damaged("its footer is encrypted, which is not supported; decrypt it before")
+    if tail[-4:] != b"PAR1":
+        raise Damaged("it does not end as Parquet files do: it is cut off, or no Parquet file")
+    if int.from_bytes(tail[:4], "little") > size - 12:
+        raise Damaged("its footer would be larger than the file: it is cut off, or damaged")
+    source.seek(0)
+    file = pq.ParquetFile(pa.PythonFile(source, "r"), pre_buffer=False, buffer_size=buffer_size)
+    if len(file.schema) > _MAX_COLUMNS:
+        raise Damaged(f"it has {len(file.schema)} columns, more than {_MAX_COLUMNS}")
+    if any(file.schema.column(leaf).path.count(".") > _MAX_DEPTH for leaf in range(len(file.schema))):
+        raise Damaged(f"its columns are nested more than {_MAX_DEPTH} deep")
+    return file
+
+
+def look(
+    file: pq.ParquetFile, columns: Collection[str] | None, split_bytes: int, size: int, alive: Callable[[], None]
+) -> tuple[pa.Schema, list[tuple[int, int, int]]]:
+    """The schema of a file, and its ``ranges``; ``columns`` are those to read, None for all."""
+    schema = file.schema_arrow
+    wanted = schema.names if columns is None else [name for name in schema.names if name in frozenset(columns)]
+    return schema, ranges(file.metadata, wanted, split_bytes, size, alive)
+
+
+def ranges(
+    metadata: pq.FileMetaData,
+    columns: Collection[str],
+    split_bytes: int,
+    size: int | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> list[tuple[int, int, int]]:
+    """Cuts a file into (start row, stop row, bytes) of at most about ``split_bytes`` uncompressed bytes.
+
+    Args:
+        metadata: the footer.
+        columns: the top-level columns that will be read.
+        split_bytes: bytes of those columns, uncompressed.
+        size: bytes of the file, which the footer must not contradict.
+        alive: called now and then.
+
+    Raises:
+        Damaged: the footer claims what cannot be.
+    """
+    found: list[tuple[int, int, int]] = []
+    leaves = _leaves(metadata.schema, columns)
+    row = claimed = 0
+    for index in range(metadata.num_row_groups):
+        alive()
+        group = metadata.row_group(index)
+        sizes = [(chunk.total_uncompressed_size, chunk.total_compressed_size) for chunk in map(group.column, leaves)]
+        claimed += sum(packed for _, packed in sizes)
+        if group.num_rows < 0 or any(full < 0 or packed < 0 for full, packed in sizes):
+            raise Damaged(f"its footer claims fewer than no rows or bytes in row group {index}")
+        if size is not None and claimed > size:
+            raise Damaged("its footer claims more bytes of columns than the file has")
+        weight = sum(min(full, _PLAUSIBLE * packed) for full, packed in sizes)
+        pieces = max(1, min(-(-weight // split_bytes), MAX_RANGES, group.num_rows))
+        edges = [row + group.num_rows * piece // pieces for piece in range(pieces + 1)]
+        if pieces == 1 and found and found[-1][2] + weight <= split_bytes:
+            start, _, before = found.pop()
+            found.append((start, edges[-1], before + weight))
+        else:
+            found += [(low, high, weight // pieces) for low, high in pairwise(edges)]
+        row += group.num_rows
+    if row != metadata.num_rows:
+        raise Damaged(f"its footer counts {metadata.num_rows} rows, but {row} in its row groups")
+    return found or [(0, 0, 0)]
+
+
+def read_rows(
+    file: pq.ParquetFile,
+    start: int,
+    stop: int | None,
+    wanted: Collection[str],
+    *,
+    batch_rows: int,
+    batch_bytes: int,
+    send: Callable[[pa.RecordBatch], None],
+    alive: Callable[[], None] = lambda: None,
+) -> None:
+    """Sends the rows of a range, with those wanted columns that the file has, in pieces of about ``batch_bytes``.
+
+    Raises:
+        Damaged: a row group has fewer rows than it should.
+        MemoryError: the memory is not enough for a single row.
+    """
+    stop = file.metadata.num_rows if stop is None else stop
+    there = set(file.schema_arrow.names)
+    columns = [name for name in wanted if name in there]
+    row = 0
+    most = batch_rows
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        first, row = row, row + group.num_rows
+        if row <= start or first >= stop:
+            continue
+        rows = max(1, min(most, batch_bytes * group.num_rows // max(group.total_byte_size, 1)))
+        done = max(start - first, 0)  # rows of the group that need no sending
+        end = min(row, stop) - first
+        while done < end:
+            try:
+                for batch in _decoded(file, index, columns, rows, done, end):
+                    if not batch.num_rows:
+                        alive()
+                        continue
+                    for piece in _pieces(batch.select(columns), batch_bytes):
+                        send(piece)
+                        done += piece.num_rows
+            except MemoryError:
+                # One value may stand for many rows, which the footer does not tell.
+                if rows == 1:
+                    raise
+                rows = most = max(1, rows // 16)
+
+
+def _decoded(
+    file: pq.ParquetFile, index: int, columns: list[str], rows: int, done: int, end: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a group from ``done`` to ``end``, and an empty batch for each that lies before."""
+    at = 0
+    batches = file.iter_batches(rows, row_groups=[index], columns=columns, use_threads=False)
+    while at < end:
+        batch = next(batches, None)
+        if batch is None or not batch.num_rows:
+            raise Damaged(f"its row group {index} has fewer rows than its footer says")
+        low, high = max(done - at, 0), min(batch.num_rows, end - at)
+        at += batch.num_rows
+        yield batch.slice(low, max(high - low, 0))
+
+
+def _pieces(batch: pa.RecordBatch, most: int) -> Iterator[pa.RecordBatch]:
+    size, half = batch.nbytes, batch.num_rows // 2
+    # A dictionary comes along with every piece, so halving may not help.
+    if size <= most or not half or 4 * (front := batch.slice(0, half)).nbytes > 3 * size < 8 * most:
+        yield batch
+        return
+    yield from _pieces(front, most)
+    yield from _pieces(batch.slice(half), most)
+
+
+def _leaves(schema: pq.ParquetSchema, columns: Collection[str]) -> list[int]:
+    """The positions of the leaves that lie in these top-level columns."""
+    wanted = frozenset(columns)
+    found = []
+    for leaf in range(len(schema)):
+        names = schema.column(leaf).path.split(".")  # a name may itself have dots in it
+        if any(".".join(names[: depth + 1]) in wanted for depth in range(len(names))):
+            found.append(leaf)
+    return found
+
+
+def allowance(metadata: pq.FileMetaData, columns: Collection[str], size: int) -> int:
+    """Memory for pages as large as their column chunks: in proportion to bytes that are there, whatever is claimed."""
+    leaves = _leaves(metadata.schema, columns)
+    largest = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        largest = max(largest, sum(group.column(leaf).total_compressed_size for leaf in leaves))
+    return min(4 * min(largest, size), _MAX_ALLOWANCE)
