@@ -109,6 +109,8 @@ def run(
     batch_rows: int | None = None,
     batch_bytes: int | None = None,
     max_line_bytes: int | None = None,
+    decode_bytes: int | None = None,
+    bad_files: str = "fail",
     if_exists: str = "error",
     incremental: bool = False,
     since: str | None = None,
@@ -138,6 +140,9 @@ def run(
         batch_rows: rows of a record batch, which are sorted together.
         batch_bytes: bytes of a record batch, at most.
         max_line_bytes: a longer line is rejected.
+        decode_bytes: memory that decoding a Parquet file may take, besides four times a row group in the file.
+        bad_files: what becomes of a damaged file: ``fail`` ends the job, ``reject`` sets aside what cannot be read as
+            one reject for each part of the file.
         if_exists: what to do with an output that is there: ``error``, ``overwrite`` or ``resume``.
         incremental: keep the output in step with a growing input: only new and changed files are read, and rows of
             files that are gone leave it. It works on a first run too, and resumes one that was cut off.
@@ -192,9 +197,14 @@ def run(
         separator=separator,
         nulls=nulls,
         rejects_include_text=rejects_include_text,
+        bad_files=bad_files,
         ledger=Planned(ledger) if here else ledger,
         **_given(
-            split_bytes=split_bytes, batch_rows=batch_rows, batch_bytes=batch_bytes, max_line_bytes=max_line_bytes
+            split_bytes=split_bytes,
+            batch_rows=batch_rows,
+            batch_bytes=batch_bytes,
+            max_line_bytes=max_line_bytes,
+            decode_bytes=decode_bytes,
         ),
     )
     start = time.monotonic()

@@ -273,6 +273,15 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--nulls", choices=("reject", "keep"), default="reject", help="rows without a text (default reject)"
     )
     group.add_argument(
+        "--bad-files",
+        choices=("fail", "reject"),
+        default="fail",
+        help="damaged files: end the job, or set aside what cannot be read as a reject (default fail)",
+    )
+    group.add_argument(
+        "--decode-bytes", type=_count, metavar="N", help="memory for decoding a Parquet file (default 536870912)"
+    )
+    group.add_argument(
         "--split-bytes", type=_count, metavar="N", help="bytes of text in a split, the unit of retry (default 8388608)"
     )
     group.add_argument(
