@@ -24,7 +24,7 @@ __all__ = [
     "shown",
 ]
 
-MAX_SETTINGS_BYTES = 24 * 1024 * 1024
+MAX_SETTINGS_BYTES = 16 * 1024 * 1024
 """Bytes of a file that is read whole, at most: those of every file but the weights."""
 
 
