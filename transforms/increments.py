@@ -130,7 +130,7 @@ def plan_increment(
     for part in dropped:
         again.setdefault(part.source, []).append(part)
     known = {part.source for record in kept for part in record.parts} | again.keys()
-    looked, schemas = look(settings, [files[url] for url in sorted((todo - known) | again.keys())])
+    looked, schemas = look(settings, [files[url] for url in sorted((todo - known) | again.keys())], known=True)
     columns = pa.ipc.read_schema(pa.py_buffer(schema))
     _check_fit(settings, columns, looked, schemas)
     partitions = set(columns.names).difference(*(found.names for _, found in schemas))

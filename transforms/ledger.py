@@ -125,9 +125,7 @@ class _Planning:
             try:
                 self._state.refuse_other_input([split.id for split in splits])
             except OutputExistsError as error:
-                if not self._ledger.overwrite_changed:
-                    raise
-                _log.warning("starting anew, since %s", error)
+                self._start_anew(error)
         return self._with_records(splits)
 
     def _increment(self, made: Manifest | None, earlier: Manifest | None, base: Manifest) -> list[Split]:
@@ -152,24 +150,25 @@ class _Planning:
             lost=lost,
             covered=files_of(earlier.records) if earlier else {},
         )
-        if made is not None and not earlier and not any(split.record for split in splits):
-            self._refuse_other_files(made, splits)
+        if made is not None and earlier is None and self._is_other_input(made, splits):
+            return self._with_records(plan_splits(self._reading, apart=True))
         splits = self._with_records(splits)
         if earlier is not None and covered:
             splits.append(self._cover(earlier, covered))
         return numbered(splits)
 
-    def _refuse_other_files(self, made: Manifest, splits: Sequence[Split]) -> None:
-        """Raises OutputExistsError where no file of the output is in the input, which then is another one."""
-        if {part.source for split in splits for part in split.parts}.isdisjoint(files_of(made.records)):
-            error = OutputExistsError(
-                f"{self._ledger.output!r} holds the output of another input: none of its "
-                f"{len(files_of(made.records))} files is in this one; set if_exists to 'overwrite' to replace it, or "
-                "choose another folder"
+    def _is_other_input(self, made: Manifest, splits: Sequence[Split]) -> bool:
+        """Whether no file of the output is in the input; if so, and it is not to be replaced, raises."""
+        before = files_of(made.records)
+        if not {part.source for split in splits for part in split.parts}.isdisjoint(before):
+            return False
+        self._start_anew(
+            OutputExistsError(
+                f"{self._ledger.output!r} holds the output of another input: none of its {len(before)} files is in "
+                "this one; set if_exists to 'overwrite' to replace it, or choose another folder"
             )
-            if not self._ledger.overwrite_changed:
-                raise error
-            _log.warning("starting anew, since %s", error)
+        )
+        return True
 
     def _cover(self, earlier: Manifest, files: Sequence[FileInfo]) -> Split:
         """The split that stands for the files that an earlier output has, with its record staged."""
@@ -183,7 +182,7 @@ class _Planning:
             rejects_file=None,
             statistics=Statistics(),
             schema=earlier.schema,
-            models=earlier.models,
+            models=tuple({**model, "compute": None} for model in earlier.models),
             writer=self._ledger.shards.as_dict(),
             input=earlier.input,
         )
@@ -221,6 +220,12 @@ class _Planning:
         writer, settings = self._ledger.shards.as_dict(), self._ledger.settings
         return self._state.find(split, writer=writer, settings=settings, record=record)
 
+    def _start_anew(self, error: OutputExistsError) -> None:
+        """Says why, or raises the error."""
+        if not self._ledger.overwrite_changed:
+            raise error
+        _log.warning("starting anew: %s", str(error).partition("; ")[0])
+
     @cached_property
     def _made(self) -> Manifest | None:
         """What the output holds, if that can be gone on from."""
@@ -237,9 +242,7 @@ class _Planning:
                     "if_exists to 'overwrite' to replace it"
                 )
         except OutputExistsError as error:
-            if not ledger.overwrite_changed:
-                raise
-            _log.warning("starting anew, since %s", error)
+            self._start_anew(error)
             return None
         return made
 

@@ -128,8 +128,16 @@ def partition_value(value: str) -> str | None:
     return None if value == _HIVE_NULL else unquote(value)
 
 
-def look(settings: ReadSettings, infos: list[FileInfo]) -> tuple[list[InputFile], list[tuple[str, pa.Schema]]]:
-    """Looks into the files. Gives each schema that they have once, with the first file that has it."""
+def look(
+    settings: ReadSettings, infos: list[FileInfo], *, known: bool = False
+) -> tuple[list[InputFile], list[tuple[str, pa.Schema]]]:
+    """Looks into the files. Gives each schema that they have once, with the first file that has it.
+
+    Args:
+        settings: what to read and how.
+        infos: the files.
+        known: whether the columns are known without them, so that all of them may be bad.
+    """
     files = [InputFile(info, *detect(info.url, settings.format)) for info in infos]
     # Types of JSON are guessed from a sample; all other formats say in their heads what they hold.
     guessed = [index for index, file in enumerate(files) if file.format == "jsonl"]
@@ -154,7 +162,7 @@ def look(settings: ReadSettings, infos: list[FileInfo]) -> tuple[list[InputFile]
     with ThreadPoolExecutor(_THREADS) as threads:
         for _ in threads.map(look, [n for n, file in enumerate(files) if file.format != "jsonl" or n in sample]):
             pass
-    if bad and not schemas and len(bad) == len(files):
+    if bad and not schemas and len(bad) == len(files) and not known:
         raise bad[min(bad)]
     return files, [(files[n].info.url, schema) for n, schema in sorted(schemas.values(), key=lambda pair: pair[0])]
 
