@@ -15,7 +15,7 @@ from .checks import whole_number
 from .errors import InputError, SettingsError
 from .metrics import LIVE
 from .names import FEATURES
-from .provenance import REJECT_CHARACTERS, REJECT_ID_CHARACTERS, ROW, Provenance, Reject
+from .provenance import REJECT_CHARACTERS, ROW, Provenance, Reject, shown_id
 
 if TYPE_CHECKING:
     from .encoder import Encoder
@@ -161,7 +161,7 @@ def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder) -> pa.
     texts = document_texts(batch, text_columns, separator)
     present = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
     LIVE.add(read_bytes=pc.sum(pc.binary_length(texts), min_count=0).as_py())
-    outputs = encoder.outputs(texts.drop_null().to_pylist(), spec)
+    outputs = encoder.outputs(texts.drop_null() if texts.null_count else texts, spec)
 
     # source[i]: which output row belongs to row i of the batch; -1 for none.
     source = np.full(batch.num_rows, -1, dtype=np.int64)
@@ -196,31 +196,45 @@ def _reject(
 ) -> Reject:
     names = batch.schema.names
     stage, error, reason = failure
-    position = batch.column(ROW)[row].as_py() if ROW in names else None
-    identity = batch.column(provenance.id)[row].as_py() if provenance.id in names else None
     return Reject(
         stage=stage,
         error=error,
         reason=reason,
-        row=position,
-        id=None if identity is None else str(identity)[:REJECT_ID_CHARACTERS],
+        row=batch.column(ROW)[row].as_py() if ROW in names else None,
+        id=shown_id(batch.column(provenance.id)[row]) if provenance.id in names else None,
         length=pc.binary_length(texts[row]).as_py(),
-        text=texts[row].as_py()[:REJECT_CHARACTERS] if provenance.rejects_include_text else None,
+        text=_excerpt(texts[row]) if provenance.rejects_include_text else None,
     )
 
 
-def embedding_column(vectors: npt.NDArray[np.float32], spec: FeatureSpec, *, normalize: bool) -> pa.Array:
-    """Cut, normalize and store vectors, float32[rows, dim]."""
+def _excerpt(text: pa.Scalar) -> str:
+    """The beginning of a text, without a copy of all of it."""
+    return bytes(text.as_buffer()[: 4 * REJECT_CHARACTERS]).decode("utf-8", "replace")[:REJECT_CHARACTERS]
+
+
+def embedding_column(
+    vectors: npt.NDArray[np.float32], spec: FeatureSpec, *, normalize: bool
+) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """Cut, normalize and store vectors, float32[rows, dim].
+
+    Returns:
+        fixed_size_list[rows], and bool[rows], whether a vector is finite in the type it is stored in.
+    """
     vectors = finish_vectors(vectors, spec.dimensions, normalize=normalize)
-    flat = np.ascontiguousarray(vectors, dtype=spec.embedding_dtype).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(vectors, dtype=spec.embedding_dtype)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1])
+    return column, np.isfinite(stored).all(axis=1)
 
 
 def finish_vectors(
     vectors: npt.NDArray[np.float32], dimensions: int | None, *, normalize: bool
 ) -> npt.NDArray[np.float32]:
-    """Keep the first dimensions, then scale to unit length; a zero vector stays zero."""
+    """Keep the first dimensions, then scale to unit length; a zero vector stays zero, one too long to tell is NaN."""
     vectors = vectors[:, :dimensions]
     if normalize:
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        with np.errstate(over="ignore"):
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        norms[np.isinf(norms)] = np.nan
+        vectors = vectors / np.maximum(norms, 1e-12)
     return vectors

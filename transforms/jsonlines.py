@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .errors import OutputError
+
 __all__ = ["to_jsonl"]
 
 
@@ -18,6 +20,11 @@ def to_jsonl(batch: pa.RecordBatch | pa.Table) -> bytes:
     Numbers read back as they were, in the shortest form; non-finite floats become null. Timestamps, dates, times and
     decimals become text (timestamps in ISO 8601, with ``Z`` where they have a time zone), durations whole numbers of
     their unit, binary base64, maps objects.
+
+    Raises:
+        OutputError: a column is of a type that JSON has nothing for.
+        ValueError: a year has not four digits, or a time is none of a day.
+        UnicodeDecodeError: a text is no UTF-8.
     """
     if not batch.num_rows:
         return b""
@@ -49,9 +56,13 @@ def _texts(array: pa.Array) -> list[str]:
         return _cast(pc.if_else(pc.is_finite(array), array, None))
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_duration(kind):
         return _cast(array)
-    if pa.types.is_decimal(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
+    if pa.types.is_decimal(kind):
+        return _strings(array.cast(pa.string()))
+    if pa.types.is_date(kind) or pa.types.is_time(kind):
+        _check_times(array)
         return _strings(array.cast(pa.string()))
     if pa.types.is_timestamp(kind):
+        _check_times(array)
         utc = array.cast(pa.timestamp(kind.unit, "UTC")) if kind.tz else array
         return _strings(pc.replace_substring(utc.cast(pa.string()), " ", "T"))
     if _is_text(kind):
@@ -78,7 +89,32 @@ def _texts(array: pa.Array) -> list[str]:
         return ["null"] * len(array)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _join(pc.list_value_length(array), _texts(pc.list_flatten(array)), "[", "]")
-    return _strings(array.cast(pa.string()))
+    try:
+        return _strings(array.cast(pa.string()))
+    except pa.ArrowNotImplementedError:
+        raise OutputError(
+            f"JSON has nothing for a column of type {kind}; leave it out with keep, or write Parquet"
+        ) from None
+
+
+_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_DAY = 86_400
+_YEARS = (-62_135_596_800, 253_402_300_800)  # seconds of the years 1 to 9999
+
+
+def _check_times(array: pa.Array) -> None:
+    """Refuses what Arrow would write as something that no one can read."""
+    kind = array.type
+    if pa.types.is_time(kind):
+        first, end = 0, _DAY * _UNITS[kind.unit]
+    elif pa.types.is_date32(kind):
+        first, end = (seconds // _DAY for seconds in _YEARS)
+    else:
+        unit = _UNITS["ms" if pa.types.is_date64(kind) else kind.unit]
+        first, end = (seconds * unit for seconds in _YEARS)
+    found = pc.min_max(array.view(pa.int32() if kind.bit_width == 32 else pa.int64())).as_py()
+    if found["min"] is not None and not (first <= found["min"] and found["max"] < end):
+        raise ValueError("a time is out of range")
 
 
 def _cast(array: pa.Array) -> list[str]:

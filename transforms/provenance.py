@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["REJECT_CHARACTERS", "REJECT_ID_CHARACTERS", "ROW", "Provenance", "Reject"]
+__all__ = ["REJECT_CHARACTERS", "REJECT_ID_CHARACTERS", "ROW", "Provenance", "Reject", "shown_id"]
 
 ROW = "_row"
 """Name of the int64 column with each row's position in its source; never written to the output."""
@@ -32,7 +32,7 @@ class Reject:
     """One row set aside.
 
     Attributes:
-        stage: ``read``, ``text``, ``tokenize`` or ``model``.
+        stage: ``read``, ``text``, ``tokenize``, ``model``, ``worker`` (the row ends or stalls it) or ``write``.
         error: error class, such as ``JSONDecodeError``.
         reason: one sentence without any text of the document.
         row: position of the row, counted as ``ROW`` is; None where it is unknown.
@@ -140,3 +140,12 @@ class Provenance:
         """The schema without provenance; the user's own metadata stays."""
         metadata = {key: value for key, value in (schema.metadata or {}).items() if key != _KEY}
         return schema.with_metadata(metadata or None)
+
+
+def shown_id(value: pa.Scalar) -> str | None:
+    """A value of the id column as a reject holds it; None where it is null, or nothing that Python can show."""
+    try:
+        shown = value.as_py()
+        return None if shown is None else str(shown)[:REJECT_ID_CHARACTERS]
+    except Exception:  # a time beyond Python's, for one
+        return None

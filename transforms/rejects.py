@@ -5,6 +5,7 @@ A stage sets a row aside with ``Provenance.reject``; the rest of its batch goes 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,10 +13,10 @@ from fractions import Fraction
 import apache_beam as beam
 import pyarrow as pa
 
-from .errors import OutputError, SettingsError
+from .errors import OutputError, RejectLimitError, SettingsError
 from .provenance import Provenance
 
-__all__ = ["REJECTS_SCHEMA", "RejectLimit", "Rejects", "parse_max_rejects", "rejects_table"]
+__all__ = ["REJECTS_SCHEMA", "RejectLimit", "RejectWatch", "Rejects", "parse_max_rejects", "rejects_table"]
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -57,6 +58,9 @@ def rejects_table(provenance: Provenance) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=REJECTS_SCHEMA)
 
 
+_FIRST_ROWS = 990  # times the share of rows that must be good: a thousand at a limit of 1%
+
+
 @dataclass(frozen=True, slots=True)
 class RejectLimit:
     """How many rejects a job bears: a count, a fraction of the rows read, or any number where both are None."""
@@ -69,6 +73,13 @@ class RejectLimit:
         if self.fraction is not None:
             return rejects > self.fraction * rows
         return self.count is not None and rejects > self.count
+
+    def hopeless(self, rejects: int, seen: int) -> bool:
+        """Whether a job with so many rejects among the rows seen so far is sure, or as good as sure, to exceed it."""
+        if self.fraction is None:
+            return self.count is not None and rejects > self.count
+        # Each and every row so far, and of those the more the more may be bad.
+        return rejects == seen and seen * (1 - self.fraction) >= _FIRST_ROWS
 
     def __str__(self) -> str:
         if self.fraction is not None:
@@ -103,6 +114,46 @@ def parse_max_rejects(value: int | str | None) -> RejectLimit:
             f"max_rejects is {value!r}; give a number of rows such as 100, a percentage from '0%' to '100%', or None "
             "for no limit"
         ) from None
+
+
+class RejectWatch:
+    """Counts the rejects that one worker meets, so that a job that cannot succeed ends early."""
+
+    def __init__(self, limit: RejectLimit) -> None:
+        self._limit = limit
+        self._splits: dict[str, tuple[int, int]] = {}  # a split that is begun anew is counted anew
+        self._rejects = self._seen = 0
+        self._causes: Counter[tuple[str, str]] = Counter()
+
+    def add(self, provenance: Provenance, rows: int) -> None:
+        """Count a batch.
+
+        Args:
+            provenance: that of the batch.
+            rows: good rows of the batch.
+
+        Raises:
+            RejectLimitError: the limit is exceeded, or as good as that.
+        """
+        if self._limit.count is None and self._limit.fraction is None:
+            return
+        rejects, seen = self._splits.get(provenance.split, (0, 0))
+        if provenance.sequence == 0:
+            self._rejects, self._seen = self._rejects - rejects, self._seen - seen
+            rejects = seen = 0
+        new = len(provenance.rejects)
+        self._splits[provenance.split] = rejects + new, seen + new + rows
+        self._rejects, self._seen = self._rejects + new, self._seen + new + rows
+        self._causes.update((reject.stage, reject.error) for reject in provenance.rejects)
+        if new and self._limit.hopeless(self._rejects, self._seen):
+            causes = self._causes.most_common(3)
+            frequent = ", ".join(f"{error} in stage {stage} ({count})" for (stage, error), count in causes)
+            raise RejectLimitError(
+                f"{self._rejects} of the first {self._seen} rows were set aside, more than max_rejects={self._limit} "
+                f"will allow, so the job was ended early; nothing was committed. Most frequent: {frequent}, the last "
+                f"in {provenance.source!r}; repair the input, correct the settings, or raise max_rejects and run again "
+                "with if_exists 'resume', which keeps the finished work"
+            )
 
 
 class _CollectRejects(beam.DoFn):
