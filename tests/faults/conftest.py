@@ -23,7 +23,8 @@ def fault_report(request: pytest.FixtureRequest) -> FaultReport:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints all rows; ``FAULTS_JSON`` names a file to write them to as well."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    rows = rows_of([value for report in reports for key, value in getattr(report, "user_properties", ()) if key == KEY])
+    calls = [report for report in reports if getattr(report, "when", "") == "call"]  # the others repeat its properties
+    rows = rows_of([value for report in calls for key, value in report.user_properties if key == KEY])
     if not rows:
         return
     terminalreporter.section("faults")

@@ -84,7 +84,8 @@ def embed(source: str | Path, output: str | Path, *more: str, model: str | Path 
     """Arguments of a job that embeds in fp32, in many splits."""
     return [
         *("embed", "--model", str(model), "--input", str(source), "--output", str(output), "--id", "id"),
-        *("--dtype", "float32", "--split-bytes", "2000", "--progress", "none", "--quiet", *more),
+        *("--dtype", "float32", "--split-bytes", "2000", "--progress", "none", "--quiet"),
+        *("--max-rejects", "50%", *more),
     ]
 
 

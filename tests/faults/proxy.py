@@ -17,14 +17,19 @@ from typing import Any
 
 __all__ = ["FAULTS", "FaultyProxy", "Request"]
 
+_ANSWERS = {
+    "503": (503, b"SlowDown"),
+    "500": (500, b"InternalError"),
+    "expired": (400, b"ExpiredToken"),
+    "forbidden": (403, b"AccessDenied"),
+}
 FAULTS = ("503", "500", "reset", "lost reply", "cut body", "slow body")
 """``503`` and ``500`` are answered, and ``reset`` is done, without asking the server; ``lost reply`` resets once the
 server has done what it was asked; ``cut body`` does so half-way through its answer; ``slow body`` takes its time."""
 
 _SLOW = 0.3
 _ERROR = (
-    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>Please reduce your request rate.</Message>'
-    b"</Error>"
+    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>injected by a test</Message></Error>'
 )
 
 
@@ -124,9 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body(headers)
         request = Request(self.command, self.path, headers)
         fault = self.proxy.fault(request)
-        if fault in ("503", "500"):
+        if fault in _ANSWERS:
             self.proxy.count(fault)
-            self._answer(int(fault), _ERROR % (b"SlowDown" if fault == "503" else b"InternalError"))
+            status, code = _ANSWERS[fault]
+            self._answer(status, _ERROR % code)
             return
         if fault == "reset":
             self.proxy.count(fault)

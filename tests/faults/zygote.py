@@ -52,8 +52,7 @@ def _become(job: dict[str, Any]) -> None:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    answers.write(json.dumps({"threads": threading.active_count()}) + "
-")
+    answers.write(json.dumps({"threads": threading.active_count()}) + "\n")
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()
