@@ -12,6 +12,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from . import coders  # noqa: F401 - registers the coder of record batches
+from .discretion import discreet
 from .metrics import LIVE
 from .planning import plan_splits
 from .provenance import Provenance
@@ -103,6 +104,7 @@ class _Plan(beam.DoFn):
         self._settings = settings
         self._ledger = ledger
 
+    @discreet
     def process(self, element: None) -> Iterator[tuple[Split, bool]]:
         if self._ledger is not None:
             yield from self._ledger.plan(self._settings)
@@ -118,6 +120,7 @@ class _Read(beam.DoFn):
         self._bytes = Metrics.counter("distilbeam", "bytes_read")
         self._rejects = Metrics.counter("distilbeam", "read_rejects")
 
+    @discreet
     def process(self, element: tuple[Split, bool]) -> Iterator[pa.RecordBatch]:
         split, finished = element
         attempt = self._ledger.begin(split.id) if self._ledger is not None and not finished else 1

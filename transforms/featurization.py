@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 from .checks import whole_number
 from .errors import InputError, SettingsError
 from .metrics import LIVE
-from .names import FEATURES
+from .names import FEATURES, columns_like
 from .provenance import REJECT_CHARACTERS, ROW, Provenance, Reject, shown_id
 
 if TYPE_CHECKING:
     from .encoder import Encoder
+    from .isolation import IsolatedEncoder
 
 __all__ = ["FEATURES", "FeatureSpec", "document_texts", "featurize"]
 
@@ -113,8 +114,8 @@ def document_texts(batch: pa.RecordBatch, columns: Sequence[str], separator: str
     parts = []
     for name in columns:
         if name not in batch.schema.names:
-            known = ", ".join(column for column in batch.schema.names if column != ROW)
-            raise InputError(f"there is no text column {name!r}; the columns are {known}")
+            known = [column for column in batch.schema.names if column != ROW]
+            raise InputError(f"the batch has no text column {name!r}; {columns_like(name, known)}")
         part = batch.column(name)
         if pa.types.is_dictionary(part.type):
             part = part.dictionary_decode()
@@ -134,7 +135,7 @@ def document_texts(batch: pa.RecordBatch, columns: Sequence[str], separator: str
     return pc.if_else(empty, pa.scalar(None, pa.string()), joined)
 
 
-def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder) -> pa.RecordBatch:
+def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder | IsolatedEncoder) -> pa.RecordBatch:
     """Append the columns of ``spec`` to a batch.
 
     A row without text keeps null features. A row that breaks the tokenizer or the model is taken out and named in the

@@ -21,6 +21,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from . import stores
+from .discretion import cause, lacks_credentials
 from .errors import DistilbeamError, InputError, OutputError, SettingsError
 from .retries import retry
 from .urls import EXTRAS, check_url, is_local, join, named, split
@@ -183,7 +184,7 @@ def create(url: str) -> Iterator[BinaryIO]:
                 with _failing_as(OutputError, "write", url):
                     stores.write(filesystem, path, size, lambda: filesystem.put_file(name, path))
     except OSError as error:
-        raise OutputError(f"cannot write {url!r}: {type(error).__name__}: {error}") from error
+        raise OutputError(f"cannot write {url!r}: {cause(error)}") from error
 
 
 def move(source: str, target: str) -> None:
@@ -327,4 +328,5 @@ def _failing_as(kind: type[DistilbeamError], what: str, url: str) -> Iterator[No
     except FileNotFoundError as error:
         raise kind(f"cannot {what} {url!r}: there is no such file or folder") from error
     except Exception as error:
-        raise kind(f"cannot {what} {url!r}: {type(error).__name__}: {error}") from error
+        failure = SettingsError if lacks_credentials(error) else kind
+        raise failure(f"cannot {what} {url!r}: {cause(error)}") from error

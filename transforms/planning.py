@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,8 +17,9 @@ import pyarrow as pa
 from .errors import InputError
 from .filesystems import FileInfo, match_files
 from .formats import delimited, jsonl, parquet
-from .formats.base import detect, is_text_type, reading, unify
+from .formats.base import MAX_COLUMNS, count_leaves, detect, is_text_type, reading, unify
 from .formats.lines import Block, open_stream
+from .names import columns_like
 from .provenance import ROW
 from .read_settings import ReadSettings
 from .splits import Part, Split
@@ -219,14 +220,25 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
             raise InputError(
                 f"there is no column {name!r} in {files[0].info.url!r}"
                 + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
-                + f"; the columns are {', '.join(map(repr, available)) or '(none)'}"
+                + f"; {_columns(name, available, formats)}"
             )
     if ROW in fields:
         raise InputError(
             f"the input has a column {ROW!r}, a name that is used for the position of a row; rename it, or leave it "
             "out by listing the columns to keep"
         )
-    return pa.schema([fields[name] for name in settings.asked or fields])
+    schema = pa.schema([fields[name] for name in settings.asked or fields])
+    if formats != {"parquet"} and (leaves := count_leaves(schema)) > MAX_COLUMNS:
+        raise InputError(f"the input has {leaves} columns, more than {MAX_COLUMNS}; list the columns to keep")
+    return schema
+
+
+def _columns(name: str, available: Sequence[str], formats: Collection[str]) -> str:
+    """What is told of the columns there are: a Parquet file's schema is no document, a line that may be none is."""
+    if set(formats) == {"parquet"}:
+        return f"the columns are {', '.join(map(repr, available)) or '(none)'}"
+    place = "the first lines of the file show them" if "jsonl" in formats else "its first line names them"
+    return f"{columns_like(name, available)}; {place}"
 
 
 def _check_types(formats: Collection[str], types: Mapping[str, pa.DataType]) -> None:

@@ -13,6 +13,7 @@ from fractions import Fraction
 import apache_beam as beam
 import pyarrow as pa
 
+from .discretion import discreet
 from .errors import OutputError, RejectLimitError, SettingsError
 from .provenance import Provenance
 
@@ -157,6 +158,7 @@ class RejectWatch:
 
 
 class _CollectRejects(beam.DoFn):
+    @discreet
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         provenance = Provenance.of(batch)
         if provenance is None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import filesystems
+from .discretion import cause
 from .errors import OutputError, SettingsError
 from .jsonlines import to_jsonl
 from .manifest import FileRecord
@@ -343,6 +344,6 @@ def _failing(url: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"cannot write {url!r}: {type(error).__name__}: {error}") from error
+        raise OutputError(f"cannot write {url!r}: {cause(error)}") from error
     except pa.ArrowException as error:
         raise OutputError(f"cannot write {url!r}: {type(error).__name__}") from None

@@ -13,6 +13,14 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "ab
 # Stores that show a file only once all of it is there. Others, such as hdfs and dbfs, write in place.
 _PROTOCOLS = frozenset({"file", "local", "memory", "hf", "oci", "oss", "lakefs", *EXTRAS})
 LOCAL = frozenset({"file", "local"})
+# container@account, bucket@namespace, repository@revision.
+_ACCOUNTS = frozenset({"az", "abfs", "abfss", "hf", "oci", *LOCAL})
+# What pre-signed URLs, shared access signatures and OAuth put into a query. A question mark alone is part of a glob.
+_SIGNED = re.compile(
+    r"[?&;#](x-amz-|x-goog-|awsaccesskeyid=|googleaccessid=|sig=|sv=|sas=|\w*(signature|token|password|passwd|secret|"
+    r"credential|api_?key|account_?key|access_?key)\w*=)",
+    re.I,
+)
 
 
 def check_url(url: str | os.PathLike[str]) -> str:
@@ -29,8 +37,9 @@ def check_url(url: str | os.PathLike[str]) -> str:
     if "::" in url:
         raise SettingsError(f"chained URLs such as {_masked(url)!r} are not supported; name the file itself")
     protocol, authority = split(url)
-    # A secret may hold a slash; no bucket's name holds a colon.
-    if "://" in url and ":" in authority and "@" in url:
+    # A secret may hold a slash; no bucket's name holds a colon, and few stores take an account before one.
+    account = "@" in authority and protocol in _PROTOCOLS - _ACCOUNTS
+    if "://" in url and ((":" in authority and "@" in url) or account):
         raise SettingsError(
             f"the URL {_masked(url)!r} holds a password; leave it out and give credentials through the "
             "environment or the fsspec configuration"
@@ -38,6 +47,13 @@ def check_url(url: str | os.PathLike[str]) -> str:
     if protocol not in _PROTOCOLS:
         allowed = ", ".join(f"{name}://" for name in sorted(_PROTOCOLS))
         raise SettingsError(f"cannot use {protocol}:// in {_masked(url)!r}; use a local path or one of {allowed}")
+    if protocol not in LOCAL and _SIGNED.search(url):
+        raise SettingsError(
+            f"the URL {_masked(url)!r} goes on with a token or a signature; leave it out and give credentials through "
+            "the environment or the fsspec configuration"
+        )
+    if protocol not in LOCAL and ".." in url.split("/"):
+        raise SettingsError(f"the URL {_masked(url)!r} holds '..', which stores understand differently; leave it out")
     return url
 
 
@@ -72,5 +88,5 @@ def named(like: str, path: str) -> str:
 
 
 def _masked(url: str) -> str:
-    """The URL without what may be a secret: a password, which may hold a slash, and a query."""
-    return re.sub(r"://[^/@]*:.*@", "://***@", url).partition("?")[0]
+    """The URL without what may be a secret: a password, which may hold a slash, a query and a fragment."""
+    return re.split("[?#]", re.sub(r"://([^/@]*:.*|[^/@]*)@", "://***@", url))[0]

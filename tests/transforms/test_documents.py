@@ -116,9 +116,19 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path, read: Any) -> None:
 @pytest.mark.parametrize("name", ["d.parquet", "d.jsonl", "d.csv", "d.tsv"])
 def test_a_missing_column_is_answered_with_those_there_are(tmp_path: Path, read: Any, name: str) -> None:
     path = write(tmp_path, name)
-    for settings in ({"text": "body"}, {"keep": ["body"]}, {"id": "body"}):
-        with pytest.raises(InputError, match=r"no column 'body'.*'id', 'text'"):
+    for settings in ({"text": "texts"}, {"keep": ["texts"]}, {"id": "texts"}):
+        with pytest.raises(InputError, match=r"no column 'texts'.*'text'"):
             read(path, **settings)
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv", "d.tsv"])
+def test_names_that_may_be_a_documents_are_not_told(tmp_path: Path, read: Any, name: str) -> None:
+    path = tmp_path / name
+    rows = {"d.jsonl": '{"private": 1, "words": 2}', "d.csv": "private,words", "d.tsv": "private\twords"}
+    path.write_text(f"{rows[name]}\n")
+    with pytest.raises(InputError, match=r"no column 'text' .*; it has 2 columns, none of a name like that") as caught:
+        read(path)
+    assert "private" not in str(caught.value)
 
 
 def test_nulls(tmp_path: Path, read: Any) -> None:

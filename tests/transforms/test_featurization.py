@@ -230,8 +230,8 @@ def test_a_column_that_is_there_already_is_refused(encoder: Encoder, name: str) 
 
 def test_a_text_column_is_needed(encoder: Encoder) -> None:
     batch = documents(["the cat"])
-    with pytest.raises(InputError, match=r"no text column 'review'; the columns are id, text$"):
-        featurize(batch, replace(EVERYTHING, text=("review",)), encoder)
+    with pytest.raises(InputError, match=r"no text column 'Texts'; of its 2 columns 'text' is named most like it$"):
+        featurize(batch, replace(EVERYTHING, text=("Texts",)), encoder)
     with pytest.raises(InputError, match="the text column 'id' is of type int64; it must be a string"):
         featurize(batch, replace(EVERYTHING, text=("id",)), encoder)
 
