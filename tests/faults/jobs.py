@@ -127,6 +127,7 @@ class Runner:
         *,
         environment: Mapping[str, str] | None = None,
         disturb: Callable[[int], None] = lambda pid: None,
+        warm: bool = True,
         **limits: int,
     ) -> Done:
         """Runs one command to its end.
@@ -135,19 +136,36 @@ class Runner:
             argv: the arguments of ``distilbeam``.
             environment: added to that of this process.
             disturb: called with the id of the process as soon as it runs; may end it.
+            warm: whether to fork; else ``python -m distilbeam`` is begun anew.
             limits: ``file_size`` in bytes (RLIMIT_FSIZE), ``user``: id of the user to become.
         """
         self._log.write_bytes(b"")
         self._log.chmod(0o666)
         job = {"argv": list(map(str, argv)), "environment": dict(environment or {}), "log": str(self._log), **limits}
-        assert self._zygote.stdin
         start = time.monotonic()
+        if not warm:
+            return self._run_cold(job, disturb, start)
+        assert self._zygote.stdin
         self._zygote.stdin.write(json.dumps(job) + "\n")
         self._zygote.stdin.flush()
         disturb(self._answer()["pid"])
         answer = self._answer()
         said = self._log.read_text(errors="replace")
         return Done(answer["code"], said, time.monotonic() - start, answer["peak_mb"])
+
+    def _run_cold(self, job: Mapping[str, Any], disturb: Callable[[int], None], start: float) -> Done:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "distilbeam", *job["argv"]],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **job["environment"], "OMP_NUM_THREADS": "1"},
+            )
+        disturb(process.pid)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said = self._log.read_text(errors="replace")
+        return Done(process.returncode, said, time.monotonic() - start, usage.ru_maxrss / 1024)
 
     def _answer(self) -> dict[str, Any]:
         assert self._zygote.stdout

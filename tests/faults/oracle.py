@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from tests.faults.stores import Store
 
-__all__ = ["Truth", "check_moment", "check_output", "newest_entry", "vectors"]
+__all__ = ["MANIFEST", "Truth", "check_moment", "check_output", "is_readable", "newest_entry", "vectors"]
 
 MANIFEST = "_distilbeam/manifest.json"
 
@@ -52,7 +52,7 @@ def check_output(store: Store, truth: Truth, *, close: float = 1e-5) -> None:
     assert MANIFEST in names, "there is no manifest"
     manifest = json.loads(store.read(MANIFEST))
     files = {record["path"]: record for record in _records(manifest)}
-    readable = {name for name in names if _is_readable(name)}
+    readable = {name for name in names if is_readable(name)}
     assert readable == set(files), f"readable and named differ in {sorted(readable ^ set(files))}"
     for name, record in files.items():
         data = store.read(name)
@@ -78,9 +78,15 @@ def check_moment(store: Store) -> None:
     entry = newest_entry(names)
     if entry:
         named |= set(_FILE.findall(store.read(entry).decode()))
-    readable = [name for name in names if _is_readable(name)]
+    readable = [name for name in names if is_readable(name)]
     assert set(readable) <= named, f"readable but not named: {sorted(set(readable) - named)}"
     vectors(store, (name for name in readable if name.endswith(".parquet") and "/" not in name))
+
+
+def is_readable(name: str) -> bool:
+    """Whether a reader of the output, or of its rejects, would open the file."""
+    folder, _, file = name.rpartition("/")
+    return folder in ("", "_rejects") and file[:1] not in "._"
 
 
 def newest_entry(names: Iterable[str]) -> str | None:
@@ -115,12 +121,6 @@ def _rejects(store: Store, files: Mapping[str, Any]) -> list[tuple[str, int]]:
                 position = row["line"] if row["line"] is not None else row["row"]
                 found.append((row["source"].rpartition("/")[2], position))
     return found
-
-
-def _is_readable(name: str) -> bool:
-    """Whether a reader of the output, or of its rejects, would open the file."""
-    folder, _, file = name.rpartition("/")
-    return folder in ("", "_rejects") and file[:1] not in "._"
 
 
 def _records(value: Any) -> list[dict[str, Any]]:

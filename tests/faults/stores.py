@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,10 @@ class Disk(Store):
         return str(self.path)
 
     def names(self) -> list[str]:
-        return sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*") if not path.is_dir())
+        found = []
+        for folder, _, names in os.walk(self.path):  # unlike rglob it bears folders that vanish
+            found += [str((Path(folder) / name).relative_to(self.path)) for name in names]
+        return sorted(found)
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -75,6 +79,9 @@ class S3(Store):
 
     def write(self, name: str, data: bytes) -> None:
         self.client.upload_fileobj(io.BytesIO(data), BUCKET, f"{self.prefix}/{name}")
+
+    def delete(self, name: str) -> None:
+        self.client.delete_object(Bucket=BUCKET, Key=f"{self.prefix}/{name}")
 
 
 @dataclass
