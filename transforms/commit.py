@@ -1,54 +1,91 @@
 """The commit: staged splits become one complete output, named by a manifest that is written last.
 
-Every step may be cut off and done again: shards are moved one by one, and what is in its place already stays there.
-Meanwhile ``intent.json`` names what may have become visible, so that a later commit can replace it.
+An entry in the history is created before anything becomes visible, and only one job can create it: it decides between
+two jobs on one output, and names what may be seen until the manifest names it. Then files that are to go are deleted,
+new ones are moved to their place, and the manifest is written on the condition that it is still the one that was read.
+Every step may be cut off and done again, by the same job or by the next one.
+
+What is removed, and when: each commit ends by removing the whole staging folder (splits, rejects and attempts, also
+those of jobs that died), hidden temporary files and entries of commits that were never finished. Files in the output
+itself are deleted before new ones come, if the manifest or an unfinished entry names them and the new output does not.
+Nothing else is ever deleted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from . import filesystems
-from .errors import OutputError, OutputExistsError, RejectLimitError
-from .manifest import (
-    INTENT,
-    STAGING,
-    FileRecord,
-    Manifest,
-    SplitRecord,
-    final_record,
-    identity,
-    save_manifest,
-    settings_of,
-)
+from . import conditional, filesystems
+from .accounting import check_records, check_rejects, first_lines, warn_of_mixed_precision
+from .errors import InputError, OutputError, OutputExistsError
+from .history import Base, Entry, entry_path, list_entries, load_entry
+from .manifest import MANIFEST, Manifest, find_manifest
+from .records import STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
 from .rejects import REJECTS_SCHEMA, RejectLimit
 from .shards import parquet_bytes
-from .staging import OutputState, concurrently
+from .staging import OutputState, concurrently, sha256_of
 
-__all__ = ["PART", "check_records", "commit", "first_lines"]
+__all__ = ["PART", "begin", "commit", "other_job", "was_overtaken"]
 
 _log = logging.getLogger(__name__)
 
 PART = "_part"
 """Column of staged rejects with the position of the part inside the split; not in the output."""
 
-# Only files named like this are ever deleted, whatever a manifest says.
-_OURS = re.compile(r"(_rejects/)?part-\d{5,}-[0-9a-f]{8}(-\d{3,})?\.(parquet|jsonl(\.zst|\.gz)?)")
-_TEMPORARY = re.compile(r"(_distilbeam|_rejects)/\.[^/]+\.tmp")
+_TEMPORARY = re.compile(r"(_distilbeam(/history)?|_rejects)/\.[^/]+\.tmp")
+
+
+def begin(output: str, if_exists: str) -> Base:
+    """Looks at the output folder before any work is done.
+
+    An unfinished first commit is no output yet: this may be the job that a runner has started again. The commit looks
+    whether it leads to the same output.
+
+    Args:
+        output: path or URL of the folder.
+        if_exists: ``error``, ``overwrite`` or ``resume``.
+
+    Raises:
+        OutputExistsError: the folder holds what must stay.
+        InputError, OutputError: it cannot be read, or holds something damaged.
+    """
+    state = OutputState.read(output)
+    state.refuse_existing(if_exists if state.manifest else "resume")
+    return state.base()
+
+
+def was_overtaken(output: str, base: Base) -> bool:
+    """Whether another job has begun or made a commit since a job began that has not come to its own yet."""
+    newest = list_entries(output)[-1:]
+    if newest and newest[0] > base.newest:
+        return True
+    manifest = find_manifest(output)
+    return manifest is not None and manifest.commit != base.commit
+
+
+def other_job(output: str) -> OutputError:
+    """What a job fails with that was overtaken."""
+    return OutputError(
+        f"another job has committed to {output!r} since this one began, so nothing of this one was committed; run it "
+        "again with if_exists 'resume' or 'overwrite', and give jobs that run at the same time folders of their own"
+    )
 
 
 def commit(
-    output: str, records: Sequence[SplitRecord], *, if_exists: str = "error", limit: RejectLimit | None = None
+    output: str,
+    records: Sequence[SplitRecord],
+    *,
+    if_exists: str = "error",
+    limit: RejectLimit | None = None,
+    base: Base | None = None,
 ) -> Manifest:
     """Makes staged splits visible as one output.
 
@@ -57,115 +94,50 @@ def commit(
         records: one record for each split of the plan, in any order.
         if_exists: what to do with an output that is there already: ``error``, ``overwrite`` or ``resume``.
         limit: how many rejects are allowed; None for any number.
+        base: what ``begin`` found at the start of the job; None if the job begins now.
 
     Raises:
-        OutputError: the records are not one complete plan, or a file cannot be placed.
+        OutputError: the records are not one complete plan, a file cannot be placed, or another job has committed
+            meanwhile. In the last case nothing of this job stays visible.
         OutputExistsError: the folder holds what must stay.
         RejectLimitError: there are too many rejects. Nothing has become visible.
     """
     records = check_records(records)
-    _check_rejects(output, records, limit or RejectLimit())
-    placed = [final_record(record) for record in records]
-    manifest = Manifest(tuple(placed))
-    targets = {shard.path: shard.bytes for shard in manifest.shards}
-    if len(manifest.files) < sum(len(record.files) for record in placed):
+    target = Manifest(tuple(final_record(record) for record in records))
+    if len(target.files) < sum(len(record.files) for record in target.records):
         raise OutputError("two splits have the same file names; set max_shard_bytes to another value and run again")
-
     state = OutputState.read(output)
-    if if_exists != "error" or state.manifest is None or not _alike(state.manifest, manifest):
-        state.refuse_existing(if_exists, targets)
+    base = base or state.base()
+    if _is_overtaken(state, base, target):
+        raise other_job(output)
+    check_rejects(output, records, limit or RejectLimit())
+    if if_exists != "error" or state.manifest is None or state.manifest.digest != target.digest:
+        state.refuse_existing(if_exists, {shard.path: shard.bytes for shard in target.shards})
     if if_exists == "resume":
-        _refuse_other_model(state, manifest)
-    _warn_of_mixed_precision(manifest)
-    return _publish(state, records, manifest)
+        _refuse_other_model(state, target)
+    warn_of_mixed_precision(target)
+    try:
+        return _publish(state, base, records, target)
+    except (InputError, OutputError) as error:
+        # The same commit may run twice at once, as runners do, and the other one may have been quicker.
+        now = OutputState.read(output)
+        if _is_overtaken(now, base, target):
+            raise other_job(output) from error
+        if now.manifest is None or now.unfinished or now.manifest.digest != target.digest:
+            raise
+        _log.warning("the output is complete, but not all is as it should be: %s", error)
+        return now.manifest
 
 
-def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
-    """The records in the order of the plan, if they are one complete plan.
-
-    Raises:
-        OutputError: a split is missing or doubled, lost rows, or differs from the others in schema, models, or settings
-            of the writer or the input.
-    """
-    if not records:
-        raise OutputError("no batch reached WriteFeatures, so there is nothing to commit; the input may be empty")
-    records = sorted(records, key=lambda record: record.ordinal)
-    sizes = sorted({record.splits for record in records})
-    if len(sizes) > 1:
-        raise OutputError(
-            f"batches of several plans were mixed: plans of {_some(sizes)} splits; write each to its own folder"
-        )
-    counts = Counter(record.ordinal for record in records)
-    missing = [ordinal for ordinal in range(sizes[0]) if ordinal not in counts]
-    if missing:
-        raise OutputError(
-            f"{len(missing)} of {sizes[0]} splits did not arrive complete: {_some(missing)}; nothing was committed. A "
-            "step between reading and writing may drop batches"
-        )
-    doubled = [ordinal for ordinal, count in counts.items() if count > 1]
-    if doubled:
-        raise OutputError(
-            f"{len(doubled)} of {sizes[0]} splits arrived more than once: {_some(doubled)}; nothing was committed. A "
-            "step between reading and writing may double batches, such as a Flatten of one PCollection with itself"
-        )
-    unknown = [ordinal for ordinal in counts if not 0 <= ordinal < sizes[0]]
-    if unknown:
-        raise OutputError(f"splits {_some(unknown)} are not in a plan of {sizes[0]} splits")
-    for record in records:
-        if record.seen != record.rows + record.rejects:
-            raise OutputError(
-                f"split {record.ordinal} read {record.seen} rows, but {record.rows} were written and {record.rejects} "
-                "set aside; nothing was committed. A step between reading and writing may drop or add rows"
-            )
-    written = [record for record in records if record.rows]
-    for first, record in _differing(written, lambda record: record.schema):
-        columns = sorted({name for name, _ in set(first.schema) ^ set(record.schema)}) or ["their order"]
-        raise OutputError(f"splits {first.ordinal} and {record.ordinal} have different columns: {_some(columns)}")
-    modelled = [record for record in records if record.rows or record.models]
-    for first, record in _differing(modelled, lambda record: identity(record.models)):
-        raise OutputError(
-            f"splits {first.ordinal} and {record.ordinal} were made by different models or settings; set if_exists to "
-            "'overwrite' to start anew"
-        )
-    for first, record in _differing(records, lambda record: record.writer):
-        raise OutputError(f"splits {first.ordinal} and {record.ordinal} were written with different settings")
-    for first, record in _differing(records, lambda record: record.reading):
-        raise OutputError(f"splits {first.ordinal} and {record.ordinal} were read with different settings")
-    return records
-
-
-def first_lines(records: Sequence[SplitRecord]) -> dict[tuple[int, int], int]:
-    """How many lines of its file lie before each part, by ordinal of the split and position of the part."""
-    lines: Counter[str] = Counter()
-    before = {}
-    for record in records:
-        for position, part in enumerate(record.parts):
-            before[record.ordinal, position] = lines[part.source]
-            lines[part.source] += part.lines
-    return before
-
-
-def _check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLimit) -> None:
-    rejects, seen = sum(record.rejects for record in records), sum(record.seen for record in records)
-    if limit.exceeded(rejects, seen):
-        raise RejectLimitError(
-            f"{rejects} of {seen} rows were set aside, more than max_rejects={limit} allows; nothing was committed. "
-            f"Most frequent: {_causes(output, records)}. All reasons are in "
-            f"{filesystems.join(output, STAGING, '*-rejects.parquet')!r}, with lines counted from the start of each "
-            "split; repair the input, or raise max_rejects and run again with if_exists 'resume', which keeps the "
-            "finished work"
-        )
-
-
-def _causes(output: str, records: Sequence[SplitRecord]) -> str:
-    """The most frequent stages and error classes of staged rejects, from the first few files."""
-    causes: Counter[tuple[str, str]] = Counter()
-    for record in [record for record in records if record.rejects_file][:16]:
-        assert record.rejects_file
-        data = filesystems.read_bytes(filesystems.join(output, record.rejects_file.path))
-        table = pq.read_table(pa.BufferReader(data), columns=["stage", "error"])
-        causes.update(zip(table["stage"].to_pylist(), table["error"].to_pylist(), strict=True))
-    return ", ".join(f"{error} in stage {stage} ({count})" for (stage, error), count in causes.most_common(3))
+def _is_overtaken(state: OutputState, base: Base, target: Manifest) -> bool:
+    """Whether the newest commit is neither the one that the job began with, nor its own, nor one that it finishes."""
+    if (state.commit, state.newest) == (base.commit, base.newest):
+        return False
+    try:
+        entry = state.unfinished[-1] if state.unfinished else load_entry(state.output, state.newest)
+    except InputError:
+        return True
+    return entry.target != target.digest or (entry.job != base.job and entry.commit != base.newest)
 
 
 def _refuse_other_model(state: OutputState, manifest: Manifest) -> None:
@@ -179,71 +151,122 @@ def _refuse_other_model(state: OutputState, manifest: Manifest) -> None:
         )
 
 
-def _warn_of_mixed_precision(manifest: Manifest) -> None:
-    """``auto`` lets each machine choose; what is written should say so where they chose differently."""
-    for stage in range(len(manifest.models)):
-        computes = [compute for compute in manifest.computes if compute["stage"] == stage]
-        if len({compute.get("dtype") for compute in computes}) > 1:
-            _log.warning(
-                "the rows of this output were not all computed alike: %s; set dtype and run again with if_exists "
-                "'overwrite' to have all in one precision",
-                ", ".join(
-                    f"{each.get('dtype')} on {each.get('device')} ({each['splits']} splits)" for each in computes
-                ),
-            )
-
-
-def _publish(state: OutputState, records: Sequence[SplitRecord], manifest: Manifest) -> Manifest:
-    """Moves files, writes the manifest, removes what is no longer named; in this order."""
+def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], target: Manifest) -> Manifest:
+    """Claims a number, deletes, moves, writes the manifest, cleans up; in this order."""
     output = state.output
+    _check_staged(state, records, target)
+    garbage = _garbage(state, target)
+    number = _claim(state, base, target, garbage)
+    concurrently(lambda path: filesystems.delete(filesystems.join(output, path)), garbage)
+    _check_claim(output, number, target)
     moves = [
-        (source, target)
-        for record, placed in zip(records, manifest.records, strict=True)
-        for source, target in zip(record.shards, placed.shards, strict=True)
-        if source.path != target.path
+        (source, final)
+        for record, placed in zip(records, target.records, strict=True)
+        for source, final in zip(record.shards, placed.shards, strict=True)
+        if source.path != final.path
     ]
-    garbage = sorted(path for path in (state.owned - manifest.files) & state.present.keys() if _OURS.fullmatch(path))
-    unchanged = state.manifest is not None and _alike(state.manifest, manifest)
-    if moves or garbage or not unchanged:
-        _note_intent(state, manifest)
     concurrently(lambda move: _place(state, *move), moves)
     before = first_lines(records)
-    rejects = concurrently(
-        lambda pair: _place_rejects(state, *pair, before), zip(records, manifest.records, strict=True)
-    )
-    manifest = Manifest(
-        tuple(replace(record, rejects_file=file) for record, file in zip(manifest.records, rejects, strict=True))
-    )
-    if state.manifest != manifest:
-        save_manifest(output, manifest)
-    leftovers = [path for path in state.present if _TEMPORARY.fullmatch(path)]
-    concurrently(lambda path: filesystems.delete(filesystems.join(output, path)), garbage + leftovers)
-    if any(path.startswith(f"{STAGING}/") for path in state.present):
-        filesystems.delete(filesystems.join(output, STAGING))
-    if INTENT in state.present or moves or garbage or not unchanged:
-        filesystems.delete(filesystems.join(output, INTENT))
+    rejects = concurrently(lambda pair: _place_rejects(state, *pair, before), zip(records, target.records, strict=True))
+    placed = [replace(record, rejects_file=file) for record, file in zip(target.records, rejects, strict=True)]
+    manifest = replace(target, records=tuple(placed), commit=number)
+    _check_claim(output, number, target)
+    _save(state, manifest, target)
+    _clean(state, number)
     return manifest
 
 
-def _note_intent(state: OutputState, manifest: Manifest) -> None:
-    intent = {
-        "files": sorted(state.owned | manifest.files),
-        "settings": settings_of(manifest.models),
-        "writer": manifest.writer,
-        "reading": manifest.reading,
-    }
-    if intent != state.intent:
-        filesystems.write_bytes(filesystems.join(state.output, INTENT), json.dumps(intent).encode())
+def _check_staged(state: OutputState, records: Sequence[SplitRecord], target: Manifest) -> None:
+    """Raises OutputError unless every file is staged or in its place, whole; before anything is deleted."""
+    for record, placed in zip(records, target.records, strict=True):
+        for staged, final in zip(record.shards, placed.shards, strict=True):
+            if state.present.get(staged.path) != staged.bytes and not state.holds(final):
+                raise _lost(state.output, staged)
+        staged_rejects, rejects = record.rejects_file, placed.rejects_file
+        if staged_rejects and rejects and not {staged_rejects.path, rejects.path} & state.present.keys():
+            raise _lost(state.output, staged_rejects)
+
+
+def _lost(output: str, file: FileRecord) -> OutputError:
+    return OutputError(
+        f"the file {file.path!r} is no longer in {output!r}, or not whole; another job may have written to the same "
+        "folder: run again with if_exists 'resume'"
+    )
+
+
+def _garbage(state: OutputState, target: Manifest) -> list[str]:
+    """Files of ours that the new output does not have, or has with other bytes.
+
+    They go before any new file comes, so that no reader sees a row twice.
+    """
+    shards = {shard.path: shard for shard in target.shards}
+    return sorted(
+        path
+        for path in state.owned & state.present.keys()
+        if is_placed(path) and not (state.holds(shards[path]) if path in shards else path in target.files)
+    )
+
+
+def _claim(state: OutputState, base: Base, target: Manifest, garbage: Sequence[str]) -> int:
+    """The number of the commit, once it is ours; that of the commit that is there if it leads to the same output."""
+    newest = state.unfinished[-1] if state.unfinished else None
+    if newest is not None and newest.target == target.digest:
+        return newest.commit
+    if newest is None and state.manifest is not None and state.manifest.digest == target.digest:
+        return state.commit
+    made = {(file.path, file.sha256) for file in state.manifest.shards} if state.manifest else set()
+    rejects = state.manifest.files if state.manifest else frozenset()
+    added = [
+        file
+        for record in target.records
+        for file in record.files
+        if (file.path not in rejects if file is record.rejects_file else (file.path, file.sha256) not in made)
+    ]
+    number = state.newest + 1
+    entry = Entry.of(number, replace(base, commit=state.commit), target, added, garbage)
+    url = filesystems.join(state.output, entry_path(number))
+    if not conditional.create(url, entry.to_json()):
+        there = load_entry(state.output, number)
+        if (there.job, there.target) != (base.job, target.digest):
+            raise other_job(state.output)
+    elif list_entries(state.output)[-1:] != [number]:
+        # Entries of commits that were never finished are removed in the end, so a number may be free again.
+        filesystems.delete(url)
+        raise other_job(state.output)
+    return number
+
+
+def _check_claim(output: str, number: int, target: Manifest) -> None:
+    """Raises OutputError if a later job has taken this one for dead and has begun to commit; nothing of ours stays."""
+    if max(list_entries(output), default=0) > number:
+        _withdraw(output, target)
+        raise other_job(output)
+
+
+def _withdraw(output: str, target: Manifest) -> None:
+    """Deletes the files that a commit has placed, save for those that another one has too."""
+    state = OutputState.read(output)
+    theirs = {file.path for entry in state.unfinished[-1:] for file in entry.added}
+    theirs |= state.manifest.files if state.manifest else frozenset()
+    ours = sorted((target.files & state.present.keys()) - theirs)
+    concurrently(lambda path: filesystems.delete(filesystems.join(output, path)), ours)
 
 
 def _place(state: OutputState, staged: FileRecord, final: FileRecord) -> None:
-    if state.present.get(staged.path) == staged.bytes:
+    if state.present.get(staged.path) != staged.bytes:
+        return  # it is in its place
+    try:
         filesystems.move(filesystems.join(state.output, staged.path), filesystems.join(state.output, final.path))
-    elif state.present.get(final.path) != final.bytes or _sha256(state.output, final.path) != final.sha256:
-        raise OutputError(
-            f"the staged file {staged.path!r} is no longer in {state.output!r}; another job may have written to the "
-            "same folder"
-        )
+    except OutputError:
+        if not _is_placed(state.output, final):
+            raise
+
+
+def _is_placed(output: str, file: FileRecord) -> bool:
+    try:
+        return sha256_of(output, file.path) == file.sha256
+    except InputError:
+        return False
 
 
 def _place_rejects(
@@ -253,16 +276,13 @@ def _place_rejects(
     staged, final = record.rejects_file, placed.rejects_file
     if staged is None or final is None:
         return None
-    if staged.path in state.present:
-        data = filesystems.read_bytes(filesystems.join(state.output, staged.path))
-        if staged.path != final.path:
-            table = pq.read_table(pa.BufferReader(data))
-            data = parquet_bytes(_with_lines(table, record, before))
-            filesystems.write_bytes(filesystems.join(state.output, final.path), data)
-    elif final.path in state.present:
-        data = filesystems.read_bytes(filesystems.join(state.output, final.path))
+    url = filesystems.join(state.output, final.path)
+    if staged.path == final.path or staged.path not in state.present:
+        data = filesystems.read_bytes(url)
     else:
-        raise OutputError(f"the staged rejects {staged.path!r} are no longer in {state.output!r}")
+        table = pq.read_table(pa.BufferReader(filesystems.read_bytes(filesystems.join(state.output, staged.path))))
+        data = parquet_bytes(_with_lines(table, record, before))
+        filesystems.write_bytes(url, data)
     return FileRecord(final.path, staged.rows, len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -276,33 +296,33 @@ def _with_lines(table: pa.Table, record: SplitRecord, before: Mapping[tuple[int,
     return table.select(REJECTS_SCHEMA.names)
 
 
-def _alike(one: Manifest, other: Manifest) -> bool:
-    """Whether two manifests name the same output; rejects are hashed only once they are in place."""
-
-    def essence(manifest: Manifest) -> list[object]:
-        return [
-            (record.split, record.ordinal, record.rejects, record.shards, identity(record.models))
-            for record in manifest.records
-        ]
-
-    return essence(one) == essence(other)
+def _save(state: OutputState, manifest: Manifest, target: Manifest) -> None:
+    """Writes the manifest in place of the one that was read."""
+    if state.manifest == manifest:
+        return
+    url, data = filesystems.join(state.output, MANIFEST), manifest.to_json()
+    if not (conditional.create(url, data) if state.version is None else conditional.replace(url, data, state.version)):
+        _withdraw(state.output, target)
+        raise other_job(state.output)
 
 
-def _sha256(output: str, path: str) -> str:
-    digest = hashlib.sha256()
-    with filesystems.open_input(filesystems.join(output, path)) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _clean(state: OutputState, number: int) -> None:
+    """Removes what attempts have left: temporary files, staged splits, and entries that led nowhere."""
+    leftovers = [path for path in state.present if _TEMPORARY.fullmatch(path)]
+    leftovers += [entry_path(entry) for entry in _abandoned(state, number)]
+    concurrently(lambda path: filesystems.delete(filesystems.join(state.output, path)), leftovers)
+    if any(path.startswith(f"{STAGING}/") for path in state.present):
+        filesystems.delete(filesystems.join(state.output, STAGING))
 
 
-def _differing(
-    records: Sequence[SplitRecord], key: Callable[[SplitRecord], object]
-) -> Iterator[tuple[SplitRecord, SplitRecord]]:
-    for record in records[1:]:
-        if key(record) != key(records[0]):
-            yield records[0], record
-
-
-def _some(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values[:5]) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+def _abandoned(state: OutputState, number: int) -> list[int]:
+    """Numbers of entries before a commit, and after the one that it has replaced."""
+    base = state.commit
+    if number == state.commit:
+        if not any(entry < number for entry in state.entries):
+            return []
+        try:
+            base = load_entry(state.output, number).base
+        except InputError:
+            return []
+    return [entry for entry in state.entries if base < entry < number]

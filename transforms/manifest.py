@@ -3,16 +3,17 @@
 OUT/part-00000-1a2b3c4d.parquet       shards; a split with several has -000, -001, ... before the suffix
 OUT/_rejects/part-00000-1a2b3c4d.parquet
 OUT/_distilbeam/manifest.json         written last
-OUT/_distilbeam/intent.json           what an unfinished commit may have made visible
+OUT/_distilbeam/history/000001.json   an entry for each commit, written first
 OUT/_distilbeam/staging/              files of splits until the commit
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import filesystems
@@ -36,7 +37,6 @@ from .records import (
 )
 
 __all__ = [
-    "INTENT",
     "MANIFEST",
     "MAX_JSON_BYTES",
     "REJECTS",
@@ -62,7 +62,6 @@ __all__ = [
 ]
 
 MANIFEST = "_distilbeam/manifest.json"
-INTENT = "_distilbeam/intent.json"
 VERSION = 1
 MAX_JSON_BYTES = 256 << 20
 """A larger manifest, history entry or staged record is refused unread: it would cost more memory than it may."""
@@ -150,6 +149,15 @@ class Manifest:
     def writer(self) -> dict[str, Any]:
         """Settings of the writer."""
         return self.records[0].writer
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the output is, whichever commit makes it; without the bytes of rejects, known only in it."""
+        records = [
+            replace(record, rejects_file=record.rejects_file and replace(record.rejects_file, bytes=0, sha256=""))
+            for record in self.records
+        ]
+        return hashlib.sha256(replace(self, records=tuple(records), commit=0).to_json()).hexdigest()
 
     def summary(self, output: str) -> dict[str, Any]:
         """The manifest in a few numbers, for logs and for the next step of a pipeline."""

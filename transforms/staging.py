@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from . import filesystems
+from . import conditional, filesystems
 from .errors import InputError, OutputError, OutputExistsError
+from .history import Base, Entry, load_entry, number_of
 from .manifest import (
-    INTENT,
     MANIFEST,
+    MAX_JSON_BYTES,
     STAGING,
     FileRecord,
     Manifest,
     SplitRecord,
     canonical,
+    check_size,
     final_record,
-    load_manifest,
+    parse_manifest,
     read_json,
     settings_of,
 )
 from .provenance import Provenance
 from .shards import ShardSettings
 
-__all__ = ["OutputState", "concurrently", "difference", "finished_record", "stage_record"]
+__all__ = ["OutputState", "concurrently", "difference", "finished_record", "sha256_of", "stage_record"]
+
+_LOOKS = 3
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,14 +53,17 @@ class OutputState:
         output: path or URL of the folder.
         present: bytes of every file, by path below the folder.
         manifest: the committed output, if any.
-        intent: what an unfinished commit noted: ``files`` it may have made visible, ``settings`` of each stage with a
-            model, ``writer`` and ``reading``.
+        version: that of the manifest's file, as ``conditional.read`` gives it.
+        entries: numbers of the entries in the history, ascending.
+        unfinished: entries that are newer than the manifest, in order: each a commit that was cut off or is under way.
     """
 
     output: str
     present: Mapping[str, int]
     manifest: Manifest | None
-    intent: Mapping[str, Any] | None
+    version: str | None
+    entries: tuple[int, ...]
+    unfinished: tuple[Entry, ...]
 
     @classmethod
     def read(cls, output: str) -> OutputState:
@@ -64,6 +73,16 @@ class OutputState:
             InputError: the folder cannot be listed.
             OutputError: it is a file, or its manifest cannot be read.
         """
+        for attempt in range(_LOOKS):
+            try:
+                return cls._look(output)
+            except InputError:  # it may have changed between the listing and the reading
+                if attempt == _LOOKS - 1:
+                    raise
+        raise AssertionError
+
+    @classmethod
+    def _look(cls, output: str) -> OutputState:
         _, root = filesystems.resolve(output)
         present = {}
         for info in filesystems.list_files(output):
@@ -71,18 +90,56 @@ class OutputState:
             present[path.removeprefix(root.rstrip("/")).lstrip("/")] = info.size
         if "" in present:
             raise OutputExistsError(f"{output!r} is a file; choose a folder for the output, which need not exist")
+        manifest, version = None, None
         try:
-            manifest = load_manifest(output) if MANIFEST in present else None
+            if MANIFEST in present:
+                url = filesystems.join(output, MANIFEST)
+                check_size(url, present[MANIFEST])
+                data, version = conditional.read(url)
+                manifest = parse_manifest(url, data)
+            entries = sorted(number for path in present if (number := number_of(path)) is not None)
+            newer = [number for number in entries if manifest is None or number > manifest.commit]
+            unfinished = concurrently(lambda number: load_entry(output, number), newer)
         except InputError as error:
+            if error.__cause__ is not None:  # it could not be read
+                raise
             raise OutputError(f"{error}; choose another folder or delete this one") from None
-        intent = read_json(filesystems.join(output, INTENT)) if INTENT in present else None
-        return cls(output, present, manifest, intent if isinstance(intent, dict) else None)
+        return cls(output, present, manifest, version, tuple(entries), tuple(unfinished))
+
+    @property
+    def commit(self) -> int:
+        """Number of the commit in the manifest; 0 for none."""
+        return self.manifest.commit if self.manifest else 0
+
+    @property
+    def newest(self) -> int:
+        """Number of the newest commit, finished or not; 0 for none."""
+        return max(self.commit, *self.entries[-1:], 0)
+
+    def base(self) -> Base:
+        """What a job that begins now commits on top of."""
+        return Base(self.commit, self.newest, uuid.uuid4().hex)
 
     @property
     def owned(self) -> frozenset[str]:
         """Files that a manifest or an unfinished commit names."""
-        noted = (self.intent or {}).get("files", ())
-        return frozenset(noted) | (self.manifest.files if self.manifest else frozenset())
+        made = self.manifest.files if self.manifest else frozenset()
+        return made.union(*(entry.files for entry in self.unfinished))
+
+    def holds(self, file: FileRecord) -> bool:
+        """Whether the file in its place is that of a record; it is read where an unfinished commit leaves it open."""
+        if self.present.get(file.path) != file.bytes:
+            return False
+        return self._digests.get(file.path) == {file.sha256} or sha256_of(self.output, file.path) == file.sha256
+
+    @cached_property
+    def _digests(self) -> dict[str, set[str]]:
+        """What each file may hold, as manifest and unfinished commits have it."""
+        made = self.manifest.shards if self.manifest else ()
+        digests: dict[str, set[str]] = {}
+        for file in (*made, *(file for entry in self.unfinished for file in entry.added)):
+            digests.setdefault(file.path, set()).add(file.sha256)
+        return digests
 
     @property
     def visible(self) -> frozenset[str]:
@@ -102,7 +159,7 @@ class OutputState:
         targets = targets or {}
         ours = {path for path, size in targets.items() if self.present.get(path) == size}
         foreign = sorted(self.visible - ours - self.owned)
-        begun = self.intent is not None and bool(self.visible - ours)
+        begun = bool(self.unfinished) and bool(self.visible - ours)
         if if_exists == "error" and (self.manifest is not None or begun):
             raise OutputExistsError(
                 f"{self.output!r} already holds an output; choose another folder, or set if_exists to 'overwrite' to "
@@ -131,7 +188,7 @@ class OutputState:
             return
         if _same(made, settings=settings, writer=writer) and made.reading == reading:
             return
-        if self._intends(canonical(settings), writer, reading):
+        if self.unfinished and self.unfinished[-1].intends(canonical(settings), writer, reading):
             return  # an overwrite with these settings was cut off in its commit
         if _same(made, settings=settings, writer=writer):
             what = "settings of the input (text, keep, nulls, id, separator, types, or what bounds a batch)"
@@ -151,7 +208,7 @@ class OutputState:
         Raises:
             OutputExistsError: it shares none, so that to go on with it would be to replace it.
         """
-        if self.manifest is None or self.intent is not None or not self.manifest.records:
+        if self.manifest is None or self.unfinished or not self.manifest.records:
             return
         if not {record.split for record in self.manifest.records} & set(splits):
             raise OutputExistsError(
@@ -188,14 +245,10 @@ class OutputState:
     @cached_property
     def _committed(self) -> dict[str, list[SplitRecord]]:
         made = self.manifest
-        if made is None or (self.intent and not self._intends(settings_of(made.models), made.writer, made.reading)):
+        newest = self.unfinished[-1] if self.unfinished else None
+        if made is None or (newest and not newest.intends(settings_of(made.models), made.writer, made.reading)):
             return {}  # a commit that was cut off was about to replace it
         return _grouped((record.split, record) for record in made.records)
-
-    def _intends(self, settings: Any, writer: Any, reading: str) -> bool:
-        intent = self.intent or {}
-        noted = intent.get("settings"), intent.get("writer"), intent.get("reading")
-        return noted == (settings, canonical(writer), reading)
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
@@ -207,10 +260,14 @@ class OutputState:
         """Records of a staged split, by path."""
         found = {}
         for name in self._names.get(split, []):
+            if self.present[name] > MAX_JSON_BYTES:
+                continue
             try:
-                found[name] = SplitRecord.from_dict(read_json(filesystems.join(self.output, name)))
-            except (TypeError, KeyError, ValueError):
-                continue  # of another version: done again
+                record = SplitRecord.from_dict(read_json(filesystems.join(self.output, name)))
+            except (TypeError, KeyError, ValueError, AttributeError):
+                continue  # damaged or of another version: done again
+            if record.split == split:
+                found[name] = record
         return found
 
     def _locate(self, record: SplitRecord) -> SplitRecord | None:
@@ -218,10 +275,12 @@ class OutputState:
         placed = final_record(record)
         shards = []
         for staged, final in zip(record.shards, placed.shards, strict=True):
-            here = [file for file in (staged, final) if self.present.get(file.path) == file.bytes]
-            if not here:
+            if staged.path != final.path and self.present.get(staged.path) == staged.bytes:
+                shards.append(staged)
+            elif self.holds(final):
+                shards.append(final)
+            else:
                 return None
-            shards.append(here[0])
         rejects: FileRecord | None = None
         if record.rejects_file is not None and placed.rejects_file is not None:
             # The commit rewrites rejects, so their size may have changed.
@@ -251,6 +310,19 @@ def finished_record(state: OutputState, provenance: Provenance, shards: ShardSet
             "'overwrite' to start anew"
         )
     return replace(records[0], ordinal=provenance.ordinal, splits=provenance.splits)
+
+
+def sha256_of(output: str, path: str) -> str:
+    """SHA-256 of a file below the output folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with filesystems.open_input(filesystems.join(output, path)) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def concurrently(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

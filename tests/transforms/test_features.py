@@ -78,10 +78,11 @@ def visible(output: Path) -> list[str]:
 
 
 def hashes(output: Path) -> dict[str, str]:
+    """Of all files save for the history, which holds the time."""
     return {
         str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(output.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent.name != "history"
     }
 
 
@@ -136,7 +137,8 @@ def test_layout_and_metadata(tmp_path: Path, plan: Plan) -> None:
     output = tmp_path / "out"
     run(output, plan.batches)
     assert all(name.endswith(".parquet") or name in ("_distilbeam", "_rejects") for name in visible(output))
-    assert [path.name for path in (output / "_distilbeam").iterdir()] == ["manifest.json"]
+    inside = sorted(str(path.relative_to(output)) for path in (output / "_distilbeam").rglob("*"))
+    assert inside == ["_distilbeam/history", "_distilbeam/history/000001.json", "_distilbeam/manifest.json"]
     metadata = pq.read_schema(next(output.glob("*.parquet"))).metadata
     assert json.loads(metadata[b"distilbeam"]) == [plan.model]
     assert metadata[b"distilbeam.model"] == b"tiny"
@@ -222,7 +224,7 @@ def _check_on_store(url: str, tmp_path: Path, plan: Plan) -> None:
     assert manifest == load_manifest(str(tmp_path / "local"))
     filesystem = fsspec.filesystem(url.partition(":")[0])
     names = {name.partition(url.rpartition("/")[2] + "/")[2] for name in filesystem.find(url)}
-    assert names == set(hashes(tmp_path / "local"))
+    assert names == {*hashes(tmp_path / "local"), "_distilbeam/history/000001.json"}
     files = [filesystem.cat_file(f"{url}/{shard.path}") for shard in manifest.shards]
     tables = [pq.read_table(pa.BufferReader(file)) for file in files]
     assert sorted_rows(pa.concat_tables(tables)) == plan.rows
@@ -235,7 +237,7 @@ def _check_on_store(url: str, tmp_path: Path, plan: Plan) -> None:
     assert filesystem.find(url, detail=True) == before
     run(url, Plan(lines=9).batches, if_exists="overwrite")
     filesystem.invalidate_cache()
-    assert len(filesystem.find(url)) == len(load_manifest(url).files) + 1
+    assert len(filesystem.find(url)) == len(load_manifest(url).files) + 1 + 2
 
 
 def test_interrupted_and_failed_bundles_leave_nothing(
@@ -409,9 +411,12 @@ def test_existing_output(tmp_path: Path, plan: Plan) -> None:
     other = Plan(settings={"model": "tiny", "dimensions": 2}, lines=20)
     with pytest.raises(OutputExistsError, match="dimensions was None, is 2"):
         WriteFeatures(output, if_exists="resume").ledger(other.settings).finished(other.splits)
-    run(output, other.batches, if_exists="overwrite")
+    assert run(output, other.batches, if_exists="overwrite")["commit"] == 2
     run(tmp_path / "clean", other.batches)
-    assert hashes(output) == hashes(tmp_path / "clean")
+    found, clean = hashes(output), hashes(tmp_path / "clean")
+    assert {**found, "_distilbeam/manifest.json": ""} == {**clean, "_distilbeam/manifest.json": ""}
+    manifest = load_manifest(str(output))
+    assert replace(manifest, commit=1) == load_manifest(str(tmp_path / "clean"))
 
 
 def test_files_of_others_are_never_touched(tmp_path: Path, plan: Plan) -> None:
