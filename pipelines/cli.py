@@ -244,7 +244,7 @@ def _as_options(message: str) -> str:
     """A message with the settings it names spelled as on the command line."""
     settings = (
         "if_exists|if_changed|max_rejects|max_length|max_line_bytes|max_shard_bytes|split_bytes|embedding_dtype|token_budget"
-        "|model_sha256|decode_bytes|bad_files"
+        "|model_sha256|decode_bytes|bad_files|stall_timeout"
     )
     message = re.sub(rf"\b(?:{settings})\b", lambda name: "--" + name[0].replace("_", "-"), message)
     return re.sub(r"\b(set|raise) (prefix|pooling|types|keep|format)\b", r"\1 --\2", message)

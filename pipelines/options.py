@@ -322,6 +322,13 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
         group.add_argument(
             "--threads", type=_count, metavar="N", help="threads of the model (default: as torch sees fit)"
         )
+    group.add_argument(
+        "--stall-timeout",
+        type=_count_or_none,
+        default=600,
+        metavar="S",
+        help="seconds without progress after which the process ends, to be tried again; 0 for never (default 600)",
+    )
     group = parser.add_argument_group("features")
     if command == "featurize":
         group.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,18 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from typing_extensions import Unpack
 
 from . import schema_rows
+from .discretion import discreet
 from .distilbert.checkpoint import Checkpoint
 from .encoder import Encoder, EngineSettings, check_spec
 from .errors import SettingsError
-from .featurization import FeatureSpec
+from .featurization import FeatureSpec, featurize
+from .isolation import IsolatedEncoder
 from .provenance import Provenance
+from .watchdog import STALL_TIMEOUT, WATCHDOG
 
 __all__ = ["Classify", "Embed", "Featurize", "Tokenize"]
+
+_log = logging.getLogger(__name__)
 
 
 class _Text(TypedDict, total=False):
@@ -32,6 +38,7 @@ class _Text(TypedDict, total=False):
     max_length: int | None
     prefix: str
     model_sha256: str | None
+    stall_timeout: float
 
 
 class _Model(_Text, total=False):
@@ -71,6 +78,8 @@ class Featurize(beam.PTransform):
         token_budget: tokens in one micro-batch.
         model_sha256: SHA-256 of the model.safetensors to be used, in hexadecimal, as outputs record it
             (``weights_sha256``) and ``sha256sum`` prints it; with any other the job fails before a row is computed.
+        stall_timeout: seconds that tokenizer and model may go without progress. Then the process is ended, with code
+            75, so that the runner, or the next run, tries again in a process of its own and finds the row. 0 for never.
 
     Raises:
         SettingsError: a value is not allowed, or the checkpoint cannot give a feature.
@@ -95,12 +104,14 @@ class Featurize(beam.PTransform):
         threads: int | None = None,
         token_budget: int | None = None,
         model_sha256: str | None = None,
+        stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
         super().__init__()
         if isinstance(features, str):
             features = (features,)
         self.model = str(model)
         self.engine = EngineSettings(device, dtype, threads, token_budget, model_sha256)
+        self.stall_timeout = _seconds(stall_timeout)
         self.spec = FeatureSpec(
             features=tuple(features),
             pooling=pooling,
@@ -134,20 +145,21 @@ class Featurize(beam.PTransform):
             return self._expand_rows(documents, fields)
         if isinstance(fields, type) and fields is not Any and not issubclass(pa.RecordBatch, fields):
             raise SettingsError(_wrong_element(fields))
-        return documents | beam.ParDo(_FeaturizeBatch(self.model, self.engine, self.spec)).with_output_types(
-            pa.RecordBatch
-        )
+        computing = _FeaturizeBatch(self.model, self.engine, self.spec, self.stall_timeout)
+        return documents | beam.ParDo(computing).with_output_types(pa.RecordBatch)
 
     def _expand_rows(self, documents: beam.PCollection, fields: RowTypeConstraint) -> beam.PCollection:
         columns = self.spec.text or ("text",)
         schema_rows.check_fields(fields, columns, self.spec.columns)
         names = tuple(name for name, _ in fields._fields)
+        computing = _FeaturizeRows(self.model, self.engine, self.spec, self.stall_timeout, columns, names)
         return (
             documents
-            | beam.BatchElements(min_batch_size=256, max_batch_size=4096)
-            | beam.ParDo(_FeaturizeRows(self.model, self.engine, self.spec, columns, names)).with_output_types(
-                schema_rows.output_type(fields, self.spec)
+            # Bounded in the characters of the texts as well.
+            | beam.BatchElements(
+                min_batch_size=256, max_batch_size=4096, element_size_fn=partial(schema_rows.weight, columns)
             )
+            | beam.ParDo(computing).with_output_types(schema_rows.output_type(fields, self.spec))
         )
 
 
@@ -183,14 +195,22 @@ def _wrong_element(kind: type) -> str:
     )
 
 
+def _seconds(stall_timeout: float) -> float:
+    if isinstance(stall_timeout, bool) or not isinstance(stall_timeout, int | float) or not 0 <= stall_timeout < 1e9:
+        raise SettingsError(f"stall_timeout is {stall_timeout!r}; give a number of seconds, or 0 for no limit")
+    return float(stall_timeout)
+
+
 class _Worker(beam.DoFn):
     """Holds the encoder that all stages of the process share."""
 
-    def __init__(self, model: str, engine: EngineSettings, spec: FeatureSpec) -> None:
+    def __init__(self, model: str, engine: EngineSettings, spec: FeatureSpec, stall_timeout: float) -> None:
         self._model = model
         self._engine = engine
         self._spec = spec
+        self._stall_timeout = stall_timeout
         self._encoder: Encoder | None = None
+        self._isolated: IsolatedEncoder | None = None
         self._documents = Metrics.counter("distilbeam", "documents")
         self._tokens = Metrics.counter("distilbeam", "tokens")
         self._truncated = Metrics.counter("distilbeam", "truncated")
@@ -203,6 +223,27 @@ class _Worker(beam.DoFn):
             self._encoder = Encoder.shared(self._model, self._engine)
         return self._encoder
 
+    def featurize(self, batch: pa.RecordBatch, provenance: Provenance | None = None) -> pa.RecordBatch:
+        """The batch with its features; in a process of its own where an earlier attempt at its split has died."""
+        if provenance is None:
+            encoder: Encoder | IsolatedEncoder = self.encoder()
+            what = f"{batch.num_rows} rows"
+        else:
+            encoder = self.isolated() if provenance.attempt > 1 else self.encoder()
+            what = f"batch {provenance.sequence} of split {provenance.ordinal} ({provenance.source!r})"
+        with WATCHDOG.watch(what, self._stall_timeout):
+            return featurize(batch, self._spec, encoder)
+
+    def isolated(self) -> IsolatedEncoder:
+        if self._isolated is None:
+            _log.info("work on a split was begun before and did not end; its rows run in a process of their own")
+            self._isolated = IsolatedEncoder.shared(self._model, self._engine, self._spec, self._stall_timeout)
+        return self._isolated
+
+    def teardown(self) -> None:
+        if self._isolated is not None:
+            self._isolated.close()
+
     def _count(self, batch: pa.RecordBatch) -> None:
         counts = batch.column(self._spec.prefix + "token_count").to_numpy(zero_copy_only=False)
         self._documents.inc(batch.num_rows)
@@ -211,6 +252,7 @@ class _Worker(beam.DoFn):
 
 
 class _FeaturizeBatch(_Worker):
+    @discreet
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         if not isinstance(batch, pa.RecordBatch):
             raise SettingsError(_wrong_element(type(batch)))
@@ -218,7 +260,7 @@ class _FeaturizeBatch(_Worker):
         if provenance is not None and provenance.finished:
             yield batch
             return
-        result = self.encoder().featurize(batch, self._spec)
+        result = self.featurize(batch, provenance)
         self._count(result)
         self._rejected.inc(batch.num_rows - result.num_rows)
         yield result
@@ -226,15 +268,22 @@ class _FeaturizeBatch(_Worker):
 
 class _FeaturizeRows(_Worker):
     def __init__(
-        self, model: str, engine: EngineSettings, spec: FeatureSpec, columns: tuple[str, ...], names: tuple[str, ...]
+        self,
+        model: str,
+        engine: EngineSettings,
+        spec: FeatureSpec,
+        stall_timeout: float,
+        columns: tuple[str, ...],
+        names: tuple[str, ...],
     ) -> None:
-        super().__init__(model, engine, spec)
+        super().__init__(model, engine, spec, stall_timeout)
         self._columns = columns
         self._names = names
 
+    @discreet
     def process(self, elements: Sequence[Any]) -> Iterator[beam.Row]:
         batch = schema_rows.text_batch(elements, self._columns)
-        result = self.encoder().featurize(batch, self._spec)
+        result = self.featurize(batch)
         self._count(result)
         # A row that could not be processed stays, with null features; it is counted all the same.
         missing = result.column(self._spec.prefix + "token_count").null_count

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.typehints.row_type import RowTypeConstraint
 
-from .errors import InputError, SettingsError
+from .errors import SettingsError
 from .featurization import FeatureSpec
 
-__all__ = ["check_fields", "extend", "output_type", "text_batch"]
+__all__ = ["check_fields", "extend", "output_type", "text_batch", "weight", "without_text"]
 
 # Null where a row has no text or could not be processed.
 _TYPES: dict[str, Any] = {
@@ -33,10 +33,13 @@ def check_fields(fields: RowTypeConstraint, text: Sequence[str], added: Sequence
     Raises:
         SettingsError: naming the field and the cure.
     """
-    known = [name for name, _ in fields._fields]
+    known = dict(fields._fields)
     for name in text:
         if name not in known:
             raise SettingsError(f"the rows have no text field {name!r}; their fields are {', '.join(known)}")
+        kind = known[name]
+        if kind is not Any and isinstance(kind, type) and not issubclass(str, kind):
+            raise SettingsError(f"the text field {name!r} is of type {kind.__name__}; it must be a string")
     for name in added:
         if name in known:
             raise SettingsError(f"the rows have a field {name!r} already; set prefix to name the features otherwise")
@@ -48,13 +51,22 @@ def output_type(fields: RowTypeConstraint, spec: FeatureSpec) -> RowTypeConstrai
     return RowTypeConstraint.from_fields([*fields._fields, *added])
 
 
-def text_batch(elements: Sequence[Any], columns: Sequence[str]) -> pa.RecordBatch:
-    """The text fields of rows as a record batch; a text that UTF-8 cannot hold is null.
+def weight(columns: Sequence[str], row: Any) -> int:
+    """What a row counts for where rows are gathered into batches: 1, and more if its text is long."""
+    return 1 + sum(len(text) for name in columns if isinstance(text := getattr(row, name), str)) // 4096
 
-    Raises:
-        InputError: a value is not a string.
+
+def text_batch(elements: Sequence[Any], columns: Sequence[str]) -> pa.RecordBatch:
+    """The text fields of rows as a record batch.
+
+    A row with a text that is no string, or one that UTF-8 cannot hold, has only nulls.
     """
-    return pa.record_batch({name: _strings([getattr(row, name) for row in elements], name) for name in columns})
+    texts = [[getattr(row, name) for name in columns] for row in elements]
+    texts = [row if all(text is None or isinstance(text, str) for text in row) else [None] * len(row) for row in texts]
+    try:
+        return _batch(texts, columns)
+    except UnicodeError:
+        return _batch([row if all(map(_is_utf8, row)) else [None] * len(row) for row in texts], columns)
 
 
 def without_text(elements: Sequence[Any], columns: Sequence[str]) -> int:
@@ -70,19 +82,14 @@ def extend(elements: Sequence[Any], names: Sequence[str], features: pa.RecordBat
         yield beam.Row(**fields, **{name: column[position] for name, column in columns.items()})
 
 
-def _strings(values: list[Any], name: str) -> pa.Array:
-    for value in values:
-        if value is not None and not isinstance(value, str):
-            raise InputError(f"the text field {name!r} of a row is a {type(value).__name__}; it must be a string")
-    try:
-        return pa.array(values, pa.string())
-    except UnicodeError:
-        return pa.array([value if value is not None and _is_utf8(value) else None for value in values], pa.string())
+def _batch(rows: list[list[Any]], columns: Sequence[str]) -> pa.RecordBatch:
+    values = zip(*rows, strict=True) if rows else [()] * len(columns)
+    return pa.record_batch([pa.array(texts, pa.string()) for texts in values], list(columns))
 
 
-def _is_utf8(text: str) -> bool:
+def _is_utf8(text: str | None) -> bool:
     try:
-        text.encode()
+        (text or "").encode()
     except UnicodeError:
         return False
     return True
