@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from . import filesystems
-from .commit import PART, commit
+from .commit import PART, begin, commit, other_job, was_overtaken
+from .discretion import discreet
 from .errors import InputError, OutputError, SettingsError
+from .history import Base
 from .ledger import Ledger
 from .manifest import (
     STAGING,
@@ -29,9 +31,10 @@ from .manifest import (
     identity,
 )
 from .provenance import ROW, Provenance
-from .rejects import RejectLimit, parse_max_rejects, rejects_table
+from .rejects import RejectLimit, RejectWatch, parse_max_rejects, rejects_table
 from .shards import ShardSettings, ShardWriter, model_metadata, parquet_bytes
 from .staging import OutputState, finished_record, stage_record
+from .writable import set_aside
 
 __all__ = ["SplitWriter", "WriteFeatures"]
 
@@ -48,10 +51,10 @@ class WriteFeatures(beam.PTransform):
     ``OUT/*.parquet`` holds the rows, ``OUT/_rejects/*.parquet`` the rows set aside, ``OUT/_distilbeam/manifest.json``,
     written last, names all files. Nothing is visible before every split of the input was written.
 
-    The dict has the keys ``output`` and ``manifest`` (paths or URLs), ``format``; ``rows``, ``rejects``, ``splits``,
-    ``shards``, ``bytes`` (counts); ``tokens``, ``truncated``, ``labels`` (sums over the rows, None without such a
-    feature; of several models, the first that gives it); ``models`` (checkpoint and settings of each, in order) and
-    ``computes`` (each device and dtype met, with its number of splits).
+    The dict has the keys ``output`` and ``manifest`` (paths or URLs), ``commit`` (its number), ``format``; ``rows``,
+    ``rejects``, ``splits``, ``shards``, ``bytes`` (counts); ``tokens``, ``truncated``, ``labels`` (sums over the rows,
+    None without such a feature; of several models, the first that gives it); ``models`` (checkpoint and settings of
+    each, in order) and ``computes`` (each device and dtype met, with its number of splits).
 
     Args:
         path: path or URL of the output folder.
@@ -68,8 +71,9 @@ class WriteFeatures(beam.PTransform):
     Raises:
         SettingsError: a setting is wrong.
         OutputExistsError: the folder holds an output and ``if_exists`` is ``error``; when the pipeline is built if the
-            folder can be reached from there, else in the job.
-        OutputError, RejectLimitError: in the job; nothing new is visible then.
+            folder can be reached from there, else when the job begins.
+        OutputError, RejectLimitError: in the job; nothing new is visible then. Of two jobs that write to one folder at
+            once, one commits and the other fails so.
     """
 
     path: str | os.PathLike[str]
@@ -138,12 +142,18 @@ class WriteFeatures(beam.PTransform):
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
         with suppress(InputError):  # the folder may be out of reach from here; the commit looks again
             OutputState.read(self._output).refuse_existing(self.if_exists)
+        base = beam.pvalue.AsSingleton(
+            batches.pipeline
+            | "Start" >> beam.Create([None])
+            | "Begin" >> beam.ParDo(_Begin(self._output, self.if_exists)).with_output_types(Base)
+        )
+        writing = beam.ParDo(_WriteSplits(self._output, self._shards, self._limit), base)
         return (
             batches
-            | "Write splits" >> beam.ParDo(_WriteSplits(self._output, self._shards)).with_output_types(SplitRecord)
+            | "Write splits" >> writing.with_output_types(SplitRecord)
             | "To one window" >> beam.WindowInto(beam.window.GlobalWindows())
             | "Collect records" >> beam.CombineGlobally(_Collect())
-            | "Commit" >> beam.ParDo(_Commit(self._output, self.if_exists, self._limit)).with_output_types(dict)
+            | "Commit" >> beam.ParDo(_Commit(self._output, self.if_exists, self._limit), base).with_output_types(dict)
         )
 
 
@@ -278,12 +288,25 @@ class SplitWriter:
         return FileRecord(self._rejects_path, table.num_rows, len(data), "")
 
 
+class _Begin(beam.DoFn):
+    """Looks at the output on a worker; as a side input of the writer it comes before the model is loaded."""
+
+    def __init__(self, output: str, if_exists: str) -> None:
+        self._output = output
+        self._if_exists = if_exists
+
+    @discreet
+    def process(self, element: None) -> Iterator[Base]:
+        yield begin(self._output, self._if_exists)
+
+
 class _WriteSplits(beam.DoFn):
     """Batches -> one record for each split, in the bundle that brings them."""
 
-    def __init__(self, output: str, shards: ShardSettings) -> None:
+    def __init__(self, output: str, shards: ShardSettings, limit: RejectLimit | None = None) -> None:
         self._output = output
         self._shards = shards
+        self._limit = limit or RejectLimit()
         self._rows = Metrics.counter("distilbeam", "rows_written")
         self._rejects = Metrics.counter("distilbeam", "rows_rejected")
         self._files = Metrics.counter("distilbeam", "shards_written")
@@ -291,15 +314,19 @@ class _WriteSplits(beam.DoFn):
     def setup(self) -> None:
         self._open: dict[str, SplitWriter] = {}
         self._found: OutputState | None = None
+        self._watch = RejectWatch(self._limit)
 
     def start_bundle(self) -> None:
         self._abort()  # of a bundle that failed in another step
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[SplitRecord]:
+    @discreet
+    def process(self, batch: pa.RecordBatch, base: Base | None = None) -> Iterator[SplitRecord]:
         try:
             record = self._write(batch)
-        except BaseException:
+        except BaseException as error:
             self._abort()
+            if base is not None and isinstance(error, (InputError, OutputError)) and self._overtaken(base):
+                raise other_job(self._output) from error
             raise
         if record is not None:
             self._rows.inc(record.rows)
@@ -307,6 +334,7 @@ class _WriteSplits(beam.DoFn):
             self._files.inc(len(record.shards))
             yield record
 
+    @discreet
     def finish_bundle(self) -> None:
         if self._open:
             count = len(self._open)
@@ -325,12 +353,20 @@ class _WriteSplits(beam.DoFn):
         writer = self._open.get(provenance.split)
         if writer is None:
             writer = self._open[provenance.split] = SplitWriter(self._output, provenance.split, self._shards)
+        batch, provenance = set_aside(batch, provenance, self._shards.format)
+        self._watch.add(provenance, batch.num_rows)
         writer.write(batch, provenance)
         if not provenance.last:
             return None
         record = writer.finish(provenance)
         del self._open[provenance.split]
         return record
+
+    def _overtaken(self, base: Base) -> bool:
+        """Whether the commit of another job may have removed what was staged here."""
+        with suppress(InputError):
+            return was_overtaken(self._output, base)
+        return False
 
     def _abort(self) -> None:
         for writer in self._open.values():
@@ -361,8 +397,9 @@ class _Commit(beam.DoFn):
         self._if_exists = if_exists
         self._limit = limit
 
-    def process(self, records: list[SplitRecord]) -> Iterator[dict[str, Any]]:
-        manifest = commit(self._output, records, if_exists=self._if_exists, limit=self._limit)
+    @discreet
+    def process(self, records: list[SplitRecord], base: Base | None = None) -> Iterator[dict[str, Any]]:
+        manifest = commit(self._output, records, if_exists=self._if_exists, limit=self._limit, base=base)
         yield manifest.summary(self._output)
 
 
