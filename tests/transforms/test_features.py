@@ -258,7 +258,7 @@ def test_interrupted_and_failed_bundles_leave_nothing(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distilbeam.transforms.features.stage_record", interrupt)
+    monkeypatch.setattr("distilbeam.transforms.split_writer.stage_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(writing.process(plan.batches[0][-1]))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
