@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from .errors import InputError
 from .filesystems import FileInfo
 from .formats import jsonl
 from .formats.base import detect, is_text_type, reading, unify
@@ -17,12 +16,16 @@ from .planning import InputFile, cut, list_inputs, look, wanted
 from .read_settings import ReadSettings
 from .splits import Part, Split
 
-__all__ = ["COVERED", "Changes", "compare", "files_of", "holding", "is_covered", "plan_increment"]
+__all__ = ["COVERED", "Changes", "Misfit", "compare", "files_of", "holding", "is_covered", "plan_increment"]
 
 COVERED = "covered"
 """Begins the id of the split that stands for the files whose rows are in an earlier output; others are hexadecimal."""
 
 _SAMPLE_BYTES = 1 << 20
+
+
+class Misfit(Exception):  # noqa: N818 - the ledger decides whether it is an error
+    """A file has columns that do not fit into those of the output; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ def plan_increment(
         ``record``. And the covered files that are still there as they were.
 
     Raises:
-        InputError: nothing matches, a file cannot be read, or has columns that do not fit into the schema.
+        InputError: nothing matches, or a file cannot be read.
+        Misfit: a file has columns that do not fit into the schema.
     """
     files = {info.url: info for info in list_inputs(settings)}
     there = [info for url, info in files.items() if _is_same(covered.get(url), info)]
@@ -168,13 +172,13 @@ def _same_ranges(
 def _check_fit(
     settings: ReadSettings, columns: pa.Schema, files: Sequence[InputFile], schemas: Sequence[tuple[str, pa.Schema]]
 ) -> None:
-    """Raises InputError for the first column of the files that cannot be read as the schema has it."""
+    """Raises Misfit for the first column of the files that cannot be read as the schema has it."""
     for url, schema in schemas:
         for name in wanted(settings, schema.names):
             if name not in columns.names:
                 raise _surplus(url, name)
             if not _fits(settings, url, columns.field(name), schema.field(name)):
-                raise InputError(
+                raise Misfit(
                     f"column {name!r} is {columns.field(name).type} in the output, but {schema.field(name).type} in "
                     f"{url!r}; convert the file, or set if_exists to 'overwrite' to start anew, where types= can "
                     "give the column a type that suits all files and keep= can leave it out"
@@ -185,8 +189,8 @@ def _check_fit(
                 raise _surplus(file.info.url, name)
 
 
-def _surplus(url: str, name: str) -> InputError:
-    return InputError(
+def _surplus(url: str, name: str) -> Misfit:
+    return Misfit(
         f"{url!r} has a column {name!r} that the output does not have; leave it out of the file, or set if_exists to "
         "'overwrite' to start anew, with it in all rows or with keep= listing the columns to keep"
     )

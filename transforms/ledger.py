@@ -14,7 +14,7 @@ from typing import Any
 from . import attempts
 from .errors import InputError, OutputError, OutputExistsError
 from .filesystems import FileInfo
-from .increments import COVERED, files_of, holding, plan_increment
+from .increments import COVERED, Misfit, files_of, holding, is_covered, plan_increment
 from .manifest import (
     Manifest,
     PartRecord,
@@ -143,13 +143,19 @@ class _Planning:
             )
         records = holding(made.records) if made else []
         lost = {record.name for record in records if not self._find(record.split, record.name)}
-        splits, covered = plan_increment(
-            self._reading,
-            records,
-            base.schema_of_input,
-            lost=lost,
-            covered=files_of(earlier.records) if earlier else {},
-        )
+        try:
+            splits, covered = plan_increment(
+                self._reading,
+                records,
+                base.schema_of_input,
+                lost=lost,
+                covered=files_of(earlier.records) if earlier else {},
+            )
+        except Misfit as error:
+            if any(record.seen or is_covered(record.split) for record in base.records):
+                raise InputError(str(error)) from None
+            # There are no rows yet that have the columns of before.
+            return self.resumed(plan_splits(self._reading, apart=True))
         if made is not None and earlier is None and self._is_other_input(made, splits):
             return self._with_records(plan_splits(self._reading, apart=True))
         splits = self._with_records(splits)
