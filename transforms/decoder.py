@@ -66,7 +66,7 @@ class _Worker:
                 self._send(b"E", json.dumps(failure).encode())
             pa.default_memory_pool().release_unused()
             # What a file leaves behind would count for the next.
-            again = failure is None and _address_space() - self._base < _LEFT_OVER
+            again = _address_space() - self._base < _LEFT_OVER
             self._send(b"D", b"again" if again else b"")
             if not again:
                 return

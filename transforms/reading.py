@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pyarrow.compute as pc
 from .errors import InputError
 from .filesystems import file_info
 from .formats import delimited, jsonl, parquet
-from .formats.base import Chunk, decode_text, reading
+from .formats.base import Chunk, count_leaves, decode_text, reading
 from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks, readable
 from .planning import partition_value, read_schema
 from .provenance import REJECT_ID_CHARACTERS, ROW, Provenance, Reject
@@ -22,6 +24,10 @@ from .read_settings import ReadSettings
 from .splits import Part, Split
 
 __all__ = ["MAX_REJECTS", "finished_batch", "read_split"]
+
+_LOG = logging.getLogger(__name__)
+_MOST_LINES = 1 << 16  # parsed at once, so that few rejects wait however short the lines are
+_MOST_CELLS = 1 << 22  # parsed at once, since an absent value takes memory too
 
 MAX_REJECTS = 1000
 """Rejects that one batch tells at most, so that what a batch says of itself stays small."""
@@ -141,7 +147,9 @@ def _read_parquet(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iter
 def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
     names = _header(part, settings)
     if part.format == "jsonl":
-        parser, diagnose = jsonl.parser(schema), jsonl.diagnoser(schema, settings.id)
+        # Where the user has not named the columns, keys that the sample lacked are a surprise.
+        unread = partial(_warn_of_unread_keys, part.source) if settings.asked is None else None
+        parser, diagnose = jsonl.parser(schema, unread), jsonl.diagnoser(schema, settings.id)
     elif part.format == "text":
         parser, diagnose = _text_parser(schema.names[0]), _no_diagnosis
     else:
@@ -149,20 +157,33 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
         parser, diagnose = make(schema, names), delimited.diagnoser(schema, names, part.format)
     seen = lines = 0
     offset = int(part.format == "csv")  # its rows count from 0, lines from 1
+    most = max(1, min(_MOST_LINES, _MOST_CELLS // max(count_leaves(schema), 1)))
     with reading(part.source), open_stream(part.source, part.compression) as stream:
         for block in _blocks(part, stream, settings.max_line_bytes):
-            batches: list[pa.RecordBatch] = []
             if isinstance(block, BadLine):
-                rejects = [Reject("read", block.error, block.reason, block.number, length=block.length)]
-                rows = np.zeros(0, np.int64)
+                reject = Reject("read", block.error, block.reason, block.number, length=block.length)
                 seen, lines = seen + 1, max(lines, block.number + offset)
-            else:
-                lines = max(lines, int(block.numbers[-1]) + offset)
-                documents = _documents(part, block, names)
-                seen += len(documents)
-                batches, rows, rejects = parse(documents, parser, diagnose, include_text=settings.rejects_include_text)
-            batch = pa.concat_batches(batches) if batches else _empty(pa.schema([]))
-            yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines)
+                yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (reject,), seen, lines)
+                continue
+            documents = _documents(part, block, names)
+            for first in range(0, len(documents), most):
+                some = documents.slice(first, min(first + most, len(documents)))
+                seen, lines = seen + len(some), max(lines, int(some.numbers[-1]) + offset)
+                batches, rows, rejects = parse(some, parser, diagnose, include_text=settings.rejects_include_text)
+                batch = pa.concat_batches(batches) if batches else _empty(pa.schema([]))
+                yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines)
+            if int(block.numbers[-1]) + offset > lines:  # ends with lines that are no rows
+                lines = int(block.numbers[-1]) + offset
+                yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (), seen, lines)
+
+
+@lru_cache(1024)  # once for each file, however many parts it has
+def _warn_of_unread_keys(source: str) -> None:
+    _LOG.warning(
+        "objects in %r have keys that are no columns, since the first lines of the sampled files lack them; they are "
+        "not read; to read them give their types=, or list the columns to keep",
+        source,
+    )
 
 
 def _blocks(part: Part, stream: Any, max_line_bytes: int) -> Iterator[Block | BadLine]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from .decoder import HEADER, receive
 
-__all__ = ["DecoderError", "Message", "Sandbox", "batch_of", "decode", "warm"]
+__all__ = ["DecoderError", "Message", "Sandbox", "batch_of", "close", "decode", "warm"]
 
 _MODULE = __name__.rpartition(".")[0] + ".decoder"
 _STALL = 300.0  # seconds to wait for a sign of life, computing or not
@@ -89,6 +89,7 @@ class _Process:
             else:
                 socket.send_fds(self._socket, [head], [descriptor])
             self._socket.sendall(body)
+            failure: str | None = None
             while (message := receive(self._socket, False)) is not None:
                 kind, body, _ = message
                 if kind == b"R":
@@ -96,11 +97,13 @@ class _Process:
                     self._socket.sendall(HEADER.pack(b"R", len(data)))
                     self._socket.sendall(data)
                 elif kind == b"E":
-                    raise DecoderError(_told(json.loads(body), request["memory"]))
+                    failure = _told(json.loads(body), request["memory"])
                 else:
                     yield kind, body
-                    if kind == b"D":
+                    if kind == b"D" and failure is None:
                         return
+                    if kind == b"D":
+                        raise DecoderError(failure)
         except TimeoutError:
             self.close()
             raise DecoderError(f"its decoder gave no sign of life for {_STALL:.0f} s") from None
@@ -223,7 +226,8 @@ def _nothing(offset: int, length: int) -> bytes:
 _SANDBOX = Sandbox()
 decode = _SANDBOX.decode
 warm = _SANDBOX.warm
-atexit.register(_SANDBOX.close)
+close = _SANDBOX.close
+atexit.register(close)
 
 
 def batch_of(body: bytes) -> pa.RecordBatch:

@@ -8,10 +8,25 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from distilbeam.transforms.discretion import cause
 from distilbeam.transforms.errors import DistilbeamError, InputError
 from distilbeam.transforms.provenance import Reject
 
-__all__ = ["FORMATS", "Chunk", "Unreadable", "decode_text", "detect", "is_text_type", "reading", "unify"]
+__all__ = [
+    "FORMATS",
+    "MAX_COLUMNS",
+    "Chunk",
+    "Unreadable",
+    "count_leaves",
+    "decode_text",
+    "detect",
+    "is_text_type",
+    "reading",
+    "unify",
+]
+
+MAX_COLUMNS = 10_000
+"""Of CSV, TSV and JSON lines; each column costs memory in each batch, however few bytes it takes in the file."""
 
 FORMATS = ("parquet", "jsonl", "csv", "tsv", "text")
 _EXTENSIONS = {
@@ -90,6 +105,13 @@ def decode_text(column: pa.Array) -> pa.Array:
     return column.cast(pa.binary())
 
 
+def count_leaves(kind: pa.DataType | pa.Schema) -> int:
+    """The columns that a type or schema has once structs and lists are taken apart."""
+    if isinstance(kind, pa.Schema) or pa.types.is_struct(kind):
+        return sum(count_leaves(field.type) for field in kind)
+    return count_leaves(kind.value_type) if pa.types.is_list(kind) else 1
+
+
 def unify(fields: Sequence[pa.Field]) -> pa.Field:
     """One nullable field that all of these fit into.
 
@@ -127,7 +149,7 @@ def reading(url: str) -> Iterator[None]:
         # Unpacking fails with a bare OSError; what a disk or a store raises has a number or a class of its own.
         if isinstance(error, EOFError) or (type(error) is OSError and error.errno is None):
             raise _at_fault(url, f"{type(error).__name__}: {error}") from error
-        raise InputError(f"cannot read {url!r}: {type(error).__name__}: {error}") from error
+        raise InputError(f"cannot read {url!r}: {cause(error)}") from error
     except pa.ArrowException as error:
         # Arrow may quote what it read, so its message stays out.
         reason = f"it is damaged, or Arrow cannot read what it holds ({type(error).__name__})"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from .base import Unreadable
+from .base import MAX_COLUMNS, Unreadable
 from .lines import BLOCK_BYTES, BadLine, Block, Diagnosis, Positions, read_line
 
 __all__ = ["csv_parser", "diagnoser", "read_header", "read_records", "tsv_parser"]
@@ -47,9 +47,13 @@ def read_header(stream: BinaryIO, format: str, limit: int) -> list[str]:
         raise Unreadable("it has no header; the first line must name the columns")
     if "\r" in text and '"' not in text:
         raise Unreadable(r"its lines end with \r alone; convert them to \n")
+    if len(names) > MAX_COLUMNS:
+        raise Unreadable(f"its header names {len(names)} columns, more than {MAX_COLUMNS}")
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise Unreadable(f"its header names {', '.join(map(repr, twice))} twice; rename one of them")
+        # By their places, since without a header the names are those of a document.
+        places = [place for place, name in enumerate(names, 1) if name == twice[0]]
+        raise Unreadable(f"its columns {', '.join(map(str, places))} have the same name; rename all but one of them")
     return names
 
 
@@ -141,13 +145,24 @@ def read_records(
     Raises:
         Unreadable: a quote is never closed, so that there is no telling which of the lines after it are records.
     """
-    tail = stream.read(len(_BOM)).removeprefix(_BOM)
+    begun = [stream.read(len(_BOM)).removeprefix(_BOM)]  # a record without its end
+    held = begun[0]  # a stand-in for it, so that a long one is not gone through again with every chunk
     number = -1
-    dropped = 0  # bytes of the first record that are no longer held
+    dropped = 0  # bytes of it that are held no longer
     while True:
         chunk = stream.read(block_bytes)
-        data = tail + chunk
-        stops, is_open = record_ends(data)
+        lexed = held + chunk
+        # What a quote at the very end means is not known yet.
+        stops, is_open = record_ends(lexed.rstrip(b'"') if chunk else lexed)
+        if chunk and not len(stops):
+            begun.append(chunk)
+            size = dropped + sum(map(len, begun))
+            held = _stand_in(lexed, is_open)
+            if size > max_record_bytes + 2:
+                begun, dropped = [held], size - len(held)
+            continue
+        data = b"".join(begun) + chunk
+        stops += len(data) - len(held) - len(chunk)
         done = int(stops[-1]) if len(stops) else 0
         cut = 0
         if not chunk and done < len(data):
@@ -161,7 +176,8 @@ def read_records(
                 )
             else:
                 cut = len(data) - done
-        tail = data[done:]
+        begun = [data[done:]]
+        held = _stand_in(begun[0], is_open)
         block, numbers, lengths = _records(data[:done], stops, number)
         if dropped and len(block):
             lengths[0] += dropped
@@ -176,10 +192,6 @@ def read_records(
             yield BadLine(number, cut, "UnclosedQuote", "a quote is never closed")
         if not chunk:
             return
-        if len(tail) > max_record_bytes + 2:
-            held = _stand_in(tail)
-            dropped += len(tail) - len(held)
-            tail = held
 
 
 def _records(data: bytes, stops: Positions, number: int) -> tuple[Block, Positions, Positions]:
@@ -192,13 +204,20 @@ def _records(data: bytes, stops: Positions, number: int) -> tuple[Block, Positio
     return block, np.arange(number, number + len(block), dtype=np.int64), block.ends - block.starts
 
 
-def _stand_in(tail: bytes) -> bytes:
-    """A few bytes that leave the lexer in the state in which this beginning of a record leaves it."""
-    body = tail.rstrip(b'"')  # what a quote at the very end means is not known yet
+def _stand_in(tail: bytes, is_open: bool) -> bytes:
+    """A few bytes that leave the lexer in the state in which this beginning of a record leaves it.
+
+    Args:
+        tail: the beginning.
+        is_open: whether a quote is open before the quotes at its end.
+    """
+    body = tail.rstrip(b'"')
+    count = len(tail) - len(body)  # two more would not change what they mean
+    quotes = b'"' * (2 - count % 2 if count else 0)
     if not body:
-        return tail
-    before = b'"' if record_ends(body)[1] else b"a," if body.endswith(b",") else b"a"
-    return before + tail[len(body) :]
+        return quotes
+    before = b'"' if is_open else b"a," if body.endswith(b",") else b"a"
+    return before + quotes
 
 
 def record_ends(data: bytes) -> tuple[Positions, bool]:
@@ -208,7 +227,7 @@ def record_ends(data: bytes) -> tuple[Positions, bool]:
     quotes = np.flatnonzero(codes == 34)
     if not len(quotes):
         return newlines + 1, False
-    padded = np.concatenate([[10], codes, [10]])
+    padded = np.frombuffer(b"\n" + data + b"\n", np.uint8)
     before, after = padded[quotes[0::2]], padded[quotes[1::2] + 2]
     if np.isin(before, (10, 13, 34, 44)).all() and np.isin(after, (10, 13, 34, 44)).all():
         # Every quote opens, closes or doubles as RFC 4180 has it, so counting them is enough.

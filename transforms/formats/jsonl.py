@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ import pyarrow.json
 
 from distilbeam.transforms.provenance import REJECT_ID_CHARACTERS
 
-from .base import Unreadable, unify
+from .base import MAX_COLUMNS, Unreadable, unify
 from .lines import BadLine, Block, Diagnosis, parse, read_blocks
 from .strict import Finding, duplicates, has_constants, has_lost_digits, screen, short_name
 
@@ -20,14 +23,25 @@ __all__ = ["diagnoser", "infer", "parser"]
 
 _SAMPLE_BYTES = 1 << 20
 _MAX_DEPTH = 100
+_PIECE_LINES = 256
+_PIECE_BYTES = 64 << 10
+_KEY = re.compile(rb'"[ \t]*:')
 
 
-def parser(schema: pa.Schema) -> Callable[[Block], pa.RecordBatch]:
-    """What turns lines into rows of the schema; keys that it lacks are passed over."""
+def parser(schema: pa.Schema, unread: Callable[[], None] | None = None) -> Callable[[Block], pa.RecordBatch]:
+    """What turns lines into rows of the schema; keys that it lacks are passed over, and ``unread`` is called once."""
     written = pa.schema([field.with_type(_written(field.type)) for field in schema])
+    waiting = [unread] if unread else []
 
     def read(block: Block) -> pa.RecordBatch:
-        batch = _read(block, written, "ignore")
+        batch = None
+        if waiting:
+            with suppress(pa.ArrowInvalid):
+                batch = _read(block, written, "error")
+        if batch is None:
+            batch = _read(block, written, "ignore")
+            if waiting:
+                waiting.pop()()
         if has_constants(block):
             raise pa.ArrowInvalid("NaN or Infinity")
         if has_lost_digits(block, batch):
@@ -60,12 +74,7 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
             continue
         lines = without_blank(block)
         first = first or (lines.line(0).lstrip() if len(lines) else b"")
-        batches, _, _ = parse(
-            _without_deep(lines),
-            lambda part: _read(part, known, "infer"),
-            lambda line, thorough: ("", "", None) if thorough else None,
-            include_text=False,
-        )
+        batches = [batch for piece in _pieces(_simple(lines)) for batch in _inferred(piece, known)]
         if not count:  # Arrow puts the text columns first; the file's own order is kept
             present |= _keys(lines.slice(0, min(len(lines), 1)))
         present |= {name: None for name in text for batch in batches if batch[name].null_count < batch.num_rows}
@@ -121,8 +130,33 @@ def without_blank(block: Block) -> Block:
     return block.keep(full)
 
 
-def _without_deep(block: Block) -> Block:
-    """The lines that are not nested very deep, for Arrow crashes on types of extreme depth."""
+def _inferred(lines: Block, known: pa.Schema) -> list[pa.RecordBatch]:
+    batches, _, _ = parse(
+        lines,
+        lambda part: _read(part, known, "infer"),
+        lambda line, thorough: ("", "", None) if thorough else None,
+        include_text=False,
+    )
+    return batches
+
+
+def _pieces(block: Block) -> Iterator[Block]:
+    """The lines in pieces, since each key that one line has takes memory for every line that it is inferred with."""
+    edges = np.flatnonzero(np.diff(block.starts // _PIECE_BYTES, prepend=-1))
+    edges = np.union1d(edges, np.arange(0, len(block), _PIECE_LINES))
+    for start, stop in pairwise([*map(int, edges), len(block)]):
+        yield block.slice(start, stop)
+
+
+def _simple(block: Block) -> Block:
+    """The lines that have not too many keys and are not nested very deep: Arrow crashes on types of extreme depth."""
+    if not len(block):
+        return block
+    few = np.ones(len(block), np.bool_)
+    for index in np.flatnonzero(block.ends - block.starts > MAX_COLUMNS):
+        keys = _KEY.finditer(block.data, int(block.starts[index]), int(block.ends[index]))
+        few[index] = sum(1 for _ in islice(keys, MAX_COLUMNS + 1)) <= MAX_COLUMNS
+    block = block.keep(few)
     if not len(block):
         return block
     codes = np.frombuffer(block.data, np.uint8)
