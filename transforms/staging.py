@@ -76,8 +76,10 @@ class OutputState:
         for attempt in range(_LOOKS):
             try:
                 return cls._look(output)
-            except InputError:  # it may have changed between the listing and the reading
-                if attempt == _LOOKS - 1:
+            except InputError as error:
+                # It may have changed between the listing and the reading; a store out of reach stays so.
+                changed = error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError)
+                if attempt == _LOOKS - 1 or not changed:
                     raise
         raise AssertionError
 

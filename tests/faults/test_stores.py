@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from distilbeam.transforms import filesystems
 from tests.faults.jobs import Corpus, Done, Runner, corpus, embed, truth_of
 from tests.faults.oracle import Truth, check_moment, check_output, vectors
-from tests.faults.proxy import FAULTS, FaultyProxy
+from tests.faults.proxy import FAULTS, FaultyProxy, Request
 from tests.faults.stores import BUCKET, Disk, Server, Store
 from tests.faults.table import FaultReport
 
@@ -153,3 +154,140 @@ def test_a_job_through_a_failing_store(
         peak_mb=done.peak_mb,
         note="" if done.code == 0 else "some jobs failed, and were finished by a second",
     )
+
+
+def once(fault: str, wanted: Callable[[Request], bool]) -> Callable[[Request], str | None]:
+    """Harms the first request that is wanted, and no other."""
+    done: list[Request] = []
+
+    def harms(request: Request) -> str | None:
+        if done or not wanted(request):
+            return None
+        done.append(request)
+        return fault
+
+    return harms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["manifest.json", "history/", "part-"])
+def test_a_commit_whose_reply_is_lost(
+    name: str, proxy: FaultyProxy, server: Server, runner: Runner, case: Case, fault_report: FaultReport
+) -> None:
+    """The store has done what it was asked, and nobody is told: of the manifest, the history entry, a file's move."""
+    store = server.store(f"lost-{name.strip('/-')}")
+    proxy.harms = once("lost reply", lambda request: request.method == "PUT" and f"/{name}" in request.path)
+    done = runner(embed(case.local, store.url), environment=server.environment(proxy.url))
+    assert done.code == 0, done.said
+    check_output(store, case.truth)
+    assert proxy.injected["lost reply"] == 1
+    fault_report.add("commit: a reply is lost", injected=1, equal=True, seconds=done.seconds)
+
+
+def test_expired_credentials_fail_at_once(
+    proxy: FaultyProxy, server: Server, runner: Runner, case: Case, fault_report: FaultReport
+) -> None:
+    store = server.store("expired")
+    proxy.rates = {"expired": 1.0}
+    done = runner(embed(case.local, store.url), environment=server.environment(proxy.url))
+    check_failure(done)
+    assert "xpiredToken" in done.said or "expired" in done.said or "injected by a test" in done.said
+    assert done.seconds < 60
+    assert store.names() == []
+    fault_report.add("expired credentials", injected=proxy.injected["expired"], equal=True, seconds=done.seconds)
+
+
+@pytest.mark.slow
+def test_credentials_that_expire_amid_the_job(
+    proxy: FaultyProxy, server: Server, runner: Runner, case: Case, fault_report: FaultReport
+) -> None:
+    store = server.store("expiring")
+    proxy.harms = lambda request: "expired" if len(proxy.seen) > 60 else None
+    command = embed(case.local, store.url, "--if-exists", "resume")
+    done = runner(command, environment=server.environment(proxy.url))
+    check_failure(done)
+    check_moment(store)
+    injected = proxy.injected["expired"]
+    proxy.reset(rates={})
+    again = runner(command, environment=server.environment(proxy.url))
+    assert again.code == 0, again.said
+    check_output(store, case.truth)
+    fault_report.add("credentials expire amid the job", injected=injected, equal=True, seconds=again.seconds)
+
+
+@pytest.mark.parametrize("url", ["s3://no-such-bucket/out"])
+def test_a_wrong_bucket_fails_at_once(
+    url: str, server: Server, runner: Runner, case: Case, fault_report: FaultReport
+) -> None:
+    done = runner(embed(case.local, url), environment=server.environment())
+    check_failure(done)
+    assert "no-such-bucket" in done.said
+    assert done.seconds < 60
+    fault_report.add("no such bucket", injected=1, equal=True, seconds=done.seconds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["output", "input"])
+def test_a_wrong_endpoint_fails_within_a_minute(
+    place: str, server: Server, runner: Runner, case: Case, tmp_path: Path, fault_report: FaultReport
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"  # where nobody listens
+        source, output = (case.local, "s3://b/out") if place == "output" else ("s3://b/in", tmp_path / "out")
+        done = runner(embed(source, output), environment=server.environment(endpoint))
+    check_failure(done)
+    assert "s3://b/" in done.said
+    assert done.seconds < 60
+    fault_report.add(f"wrong endpoint of the {place}", injected=1, equal=True, seconds=done.seconds)
+
+
+@pytest.mark.slow
+def test_a_bucket_that_vanishes(
+    proxy: FaultyProxy, server: Server, runner: Runner, case: Case, fault_report: FaultReport
+) -> None:
+    """Half-way through the job the bucket of the output is deleted."""
+    server.client.create_bucket(Bucket="vanishing")
+    gone: list[bool] = []
+
+    def harms(request: Request) -> None:
+        writes = sum(seen.method == "PUT" for seen, _ in proxy.seen)
+        if writes >= 15 and not gone:
+            gone.append(True)
+            keys = server.client.list_objects_v2(Bucket="vanishing").get("Contents", [])
+            for key in keys:
+                server.client.delete_object(Bucket="vanishing", Key=key["Key"])
+            server.client.delete_bucket(Bucket="vanishing")
+
+    proxy.harms = harms
+    done = runner(embed(case.local, "s3://vanishing/out"), environment=server.environment(proxy.url))
+    assert gone
+    check_failure(done)
+    assert "s3://vanishing/out" in done.said
+    fault_report.add("the bucket vanishes amid the job", injected=1, equal=True, seconds=done.seconds)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_found_fails_within_a_minute(
+    server: Server, runner: Runner, case: Case, tmp_path: Path, fault_report: FaultReport
+) -> None:
+    for model in (str(tmp_path / "nothing"), f"s3://{BUCKET}/no-model"):
+        done = runner(embed(case.local, tmp_path / "out", model=model), environment=server.environment())
+        check_failure(done)
+        assert model in done.said
+        assert done.seconds < 60
+        fault_report.add("wrong model path", injected=1, equal=True, seconds=done.seconds)
+
+
+@pytest.mark.slow
+def test_a_job_of_nothing_but_errors_fails_within_a_minute(
+    runner: Runner, tmp_path: Path, fault_report: FaultReport
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"id": "x", "text": 5}\n' * 300_000)
+    done = runner(embed(source, tmp_path / "out", "--split-bytes", "200000", "--max-rejects", "1%"))
+    check_failure(done)
+    assert "were set aside" in done.said
+    assert done.seconds < 60
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    fault_report.add("every row fails", injected=300_000, equal=True, seconds=done.seconds)
