@@ -158,6 +158,8 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
     garbage = _garbage(state, target)
     number = _claim(state, base, target, garbage)
     concurrently(lambda path: filesystems.delete(filesystems.join(output, path)), garbage)
+    if garbage:
+        filesystems.sync(output)  # so that no power cut brings them back beside the new ones
     _check_claim(output, number, target)
     moves = [
         (source, final)
@@ -166,6 +168,7 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
         if source.path != final.path
     ]
     concurrently(lambda move: _place(state, *move), moves)
+    filesystems.sync(output)  # the manifest must not outlive what it names
     before = first_lines(records)
     rejects = concurrently(lambda pair: _place_rejects(state, *pair, before), zip(records, target.records, strict=True))
     placed = [replace(record, rejects_file=file) for record, file in zip(target.records, rejects, strict=True)]
