@@ -284,7 +284,7 @@ def test_a_job_of_nothing_but_errors_fails_within_a_minute(
     runner: Runner, tmp_path: Path, fault_report: FaultReport
 ) -> None:
     source = tmp_path / "in.jsonl"
-    source.write_bytes(b'{"id": "x", "text": 5}\n' * 300_000)
+    source.write_bytes(b'{"id": "x", "text": "good"}\n' + b'{"id": "x", "text": 5}\n' * 300_000)
     done = runner(embed(source, tmp_path / "out", "--split-bytes", "200000", "--max-rejects", "1%"))
     check_failure(done)
     assert "were set aside" in done.said
