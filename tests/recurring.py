@@ -6,7 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fsspec
@@ -120,12 +120,13 @@ def run(
     identities = tuple(dict(model()) for model in models)
     read: Counter[str] = Counter()
     records: list[SplitRecord] = []
+    state = OutputState.read(output)
     for split, finished in plan:
         batches = list(reader.process((split, finished)))
         if finished:
             note = Provenance.of(batches[0])
             assert note is not None
-            records.append(finished_record(OutputState.read(output), note, ledger.shards))
+            records.append(finished_record(state, note, ledger.shards))
             continue
         if die_after is not None and len(read) >= die_after:
             raise Killed
@@ -172,8 +173,6 @@ def forget(url: str) -> None:
 
 
 def _with_models(note: Provenance, identities: tuple[dict[str, Any], ...]) -> Provenance:
-    from dataclasses import replace
-
     return replace(note, models=identities)
 
 

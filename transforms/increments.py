@@ -202,13 +202,11 @@ def _fits(settings: ReadSettings, url: str, column: pa.Field, found: pa.Field) -
     if column.name in settings.types:
         return True
     try:
-        if unify([column, found]).type == column.type:
-            return True
+        return bool(unify([column, found]).type == column.type)
     except pa.ArrowException:
-        pass
-    format, compression = detect(url, settings.format)
-    # Inferred types tell too little: nulls alone pass for strings.
-    return format == "jsonl" and _reads_as(url, compression, column, settings.max_line_bytes)
+        format, compression = detect(url, settings.format)
+        # Inferred types tell too little: nulls alone pass for strings.
+        return format == "jsonl" and _reads_as(url, compression, column, settings.max_line_bytes)
 
 
 def _reads_as(url: str, compression: str | None, column: pa.Field, max_line_bytes: int) -> bool:
