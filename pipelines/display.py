@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["show_inspection", "show_summary", "size"]
 
 _MAX_LABELS = 12
+_NUMBERS = ("commit", "files added", "files removed", "rejected", "rows", "share")
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp")
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
@@ -50,6 +51,16 @@ def show_summary(summary: Summary, console: Console) -> None:
 def show_inspection(found: Inspection, console: Console) -> None:
     """Tables on an output folder."""
     facts = [("output", f"{found.output}: {found.rows:,} rows, {_plural(found.shards, 'shard')}, {size(found.bytes)}")]
+    begun = f", {_moment(found.history[0].time)}" if found.history else ""
+    facts.append(("commit", f"{found.commit:,}{begun}"))
+    for commit in found.unfinished:
+        facts.append(
+            (
+                "unfinished",
+                f"commit {commit.commit:,}, begun {_moment(commit.time)}; unless a job is at it, run the same command "
+                "with --if-exists resume to finish it, or with --if-exists overwrite to start anew",
+            )
+        )
     for stage, model in enumerate(found.models):
         settings = model.get("settings") or {}
         computes = [compute for compute in found.computes if compute["stage"] == stage]
@@ -83,6 +94,8 @@ def show_inspection(found: Inspection, console: Console) -> None:
         )
     facts.append(("rejected", _share(found.rejects.total, found.rows + found.rejects.total)))
     _list(facts, console)
+    if len(found.history) > 1:
+        _commits(found, console)
     _columns(found, console)
     if found.labels:
         _labels(found, console)
@@ -110,6 +123,20 @@ def _changes(changes: Changes) -> list[str]:
         f"{changes.files_removed:,} removed",
         f"splits: {changes.splits_kept:,} kept, {changes.splits_added:,} added, {changes.splits_removed:,} removed",
     ]
+
+
+def _commits(found: Inspection, console: Console) -> None:
+    table = _table("commit", "begun", "rows", "rejected", "files added", "files removed")
+    for commit in found.history:
+        counts = (commit.rows, commit.rejects, commit.added, commit.removed)
+        table.add_row(f"{commit.commit:,}", _clean(_moment(commit.time)), *(f"{count:,}" for count in counts))
+    console.print()
+    _print(table, console)
+
+
+def _moment(time: str) -> str:
+    """A time as people write it; ISO 8601 in UTC."""
+    return time.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _columns(found: Inspection, console: Console) -> None:
@@ -160,7 +187,7 @@ def _list(facts: Iterable[tuple[str, str]], console: Console, indent: str = "", 
 def _table(*names: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in names:
-        table.add_column(name, justify="right" if name in ("rows", "share") else "left")
+        table.add_column(name, justify="right" if name in _NUMBERS else "left")
     return table
 
 

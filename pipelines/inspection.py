@@ -22,14 +22,16 @@ from distilbeam.transforms.errors import InputError, OutputError, SettingsError
 from distilbeam.transforms.filesystems import join, list_files
 from distilbeam.transforms.formats.base import detect
 from distilbeam.transforms.formats.lines import open_stream
+from distilbeam.transforms.history import Entry, list_entries, load_entry
 from distilbeam.transforms.manifest import MANIFEST, STAGING, Manifest, feature_columns, find_manifest
 
-__all__ = ["Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
+__all__ = ["Commit", "Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
 
 _BATCH_ROWS = 8192
 _BLOCK_BYTES = 64 << 20
 _LABELS = 1000
 _REJECTS = 5
+_COMMITS = 5
 _COUNTED = {
     "label": pa.string(),
     "token_count": pa.int32(),
@@ -74,12 +76,39 @@ class Rejects:
 
 
 @dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit, as the history has it.
+
+    Attributes:
+        commit: its number.
+        time: when it was begun, in UTC, as ISO 8601.
+        rows: rows of the whole output.
+        rejects: rows set aside.
+        added: files that it added.
+        removed: files that it removed.
+        version: version of distilbeam.
+    """
+
+    commit: int
+    time: str
+    rows: int
+    rejects: int
+    added: int
+    removed: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What an output folder holds.
 
     Attributes:
         output: the folder.
         rows: rows of all shards.
+        commit: number of the commit that made it.
+        history: the last five commits that led to it, newest first.
+        unfinished: commits that were begun after it and not finished, oldest first. A job may be at it; if none is,
+            the same command with ``--if-exists resume`` finishes the last one.
         shards: number of shards.
         bytes: bytes of all shards.
         columns: name and Arrow type of each column.
@@ -93,6 +122,9 @@ class Inspection:
     """
 
     output: str
+    commit: int
+    history: list[Commit]
+    unfinished: list[Commit]
     rows: int
     shards: int
     bytes: int
@@ -127,7 +159,11 @@ def inspect(output: str, rows: int = 5) -> Inspection:
     if rows < 0:
         raise SettingsError(f"rows is {rows}; give a whole number from 0")
     manifest = find_manifest(output)
+    number = manifest.commit if manifest else 0
+    unfinished = [_commit(load_entry(output, entry)) for entry in list_entries(output) if entry > number]
     if manifest is None:
+        if unfinished:
+            raise InputError(f"{output} holds no finished output: {_cure(unfinished[-1])}")
         if list_files(join(output, STAGING)):
             raise InputError(
                 f"{output} holds only the work of an unfinished job; finish it by the same command with --if-exists "
@@ -146,6 +182,10 @@ def inspect(output: str, rows: int = 5) -> Inspection:
         sample = list(islice(_rows(shards), rows))
         rejects = _rejects(output, manifest)
     except (InputError, OSError, ValueError, pa.ArrowException) as error:
+        if unfinished:
+            raise OutputError(
+                f"{output} is not whole: {_cure(unfinished[-1])}; files of commit {number} may be gone already"
+            ) from None
         raise OutputError(
             f"a file that the manifest of {output} names cannot be read ({type(error).__name__})"
         ) from None
@@ -153,6 +193,9 @@ def inspect(output: str, rows: int = 5) -> Inspection:
         raise OutputError(f"the manifest of {output} names {manifest.rows:,} rows, its files hold {counted:,}")
     return Inspection(
         output=output,
+        commit=number,
+        history=_history(output, number),
+        unfinished=unfinished,
         rows=manifest.rows,
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
@@ -166,6 +209,36 @@ def inspect(output: str, rows: int = 5) -> Inspection:
             "float16" if "halffloat" in kinds.get(columns.get("embedding", ""), "") else "float32"
         ),
         sample=sample,
+    )
+
+
+def _history(output: str, number: int) -> list[Commit]:
+    """The last commits that led to one; entries in between that led nowhere are passed over."""
+    numbers = set(list_entries(output))
+    commits: list[Commit] = []
+    while number in numbers and len(commits) < _COMMITS:
+        entry = load_entry(output, number)
+        commits.append(_commit(entry))
+        number = entry.base
+    return commits
+
+
+def _commit(entry: Entry) -> Commit:
+    return Commit(
+        commit=entry.commit,
+        time=entry.time,
+        rows=entry.rows,
+        rejects=entry.rejects,
+        added=len(entry.added),
+        removed=len(entry.removed),
+        version=entry.distilbeam,
+    )
+
+
+def _cure(commit: Commit) -> str:
+    return (
+        f"commit {commit.commit}, begun {commit.time}, is not finished; unless a job is at it, run the same command "
+        "with --if-exists resume to finish it, or with --if-exists overwrite to start anew"
     )
 
 

@@ -169,6 +169,9 @@ def test_an_output_on_another_store_gives_the_same(model: str, corpus: str, outp
     here, there = inspect(str(output)).to_dict(), inspect("memory://inspected/out").to_dict()
     assert there.pop("output") == "memory://inspected/out"
     assert here.pop("output") == str(output)
+    for found in (here, there):
+        (commit,) = found["history"]
+        assert commit.pop("time") > "2026"
     assert here == there
 
 
@@ -245,6 +248,51 @@ def test_what_is_no_output_is_said_in_a_sentence(
     pq.write_table(pq.read_table(first).slice(1), second)
     with pytest.raises(OutputError, match="names 300 rows"):
         inspect(str(wrong))
+
+
+def test_the_history_is_shown(model: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    for times in range(7):
+        (tmp_path / "in.jsonl").write_text("".join(f'{{"id": "{n}", "review": "a"}}\n' for n in range(times + 1)))
+        write(model, str(tmp_path / "in.jsonl"), output, if_exists="overwrite")
+    found = inspect(str(output))
+    assert found.commit == 7
+    assert found.unfinished == []
+    assert [(commit.commit, commit.rows, commit.rejects) for commit in found.history] == [
+        (number, number, 0) for number in range(7, 2, -1)
+    ]
+    assert all((commit.added, commit.removed) == (1, 1) for commit in found.history)
+    told = shown(found)
+    assert re.search(r"^commit +7, 2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC$", told, re.MULTILINE)
+    assert re.search(r"^ +3 +2\d{3}-\S+ \S+ UTC +3 +0 +1 +1$", told, re.MULTILINE)
+    assert main(["inspect", str(output), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["commit"], document["unfinished"], document["history"][4]["commit"]) == (7, [], 3)
+
+
+def test_an_unfinished_commit_is_told(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, corpus: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(output, copy)
+    history = copy / "_distilbeam" / "history"
+    entry = json.loads((history / "000001.json").read_text())
+    (history / "000002.json").write_text(json.dumps({**entry, "commit": 2, "base": 1, "removed": []}))
+    found = inspect(str(copy))
+    assert [commit.commit for commit in found.unfinished] == [2]
+    assert "commit 2, begun" in shown(found, 1000)
+    assert "--if-exists resume to finish it" in shown(found, 1000)
+    assert main(["inspect", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unfinished"][0]["commit"] == 2
+    next(copy.glob("*.parquet")).unlink()
+    with pytest.raises(OutputError, match=r"not whole: commit 2, begun .* --if-exists resume"):
+        inspect(str(copy))
+    (copy / "_distilbeam" / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"no finished output: commit 2, begun .* --if-exists resume"):
+        inspect(str(copy))
+    (history / "000002.json").write_text("{")
+    with pytest.raises(InputError, match=r"000002\.json.*damaged"):
+        inspect(str(copy))
 
 
 def test_sizes() -> None:
