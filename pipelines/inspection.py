@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 from pyarrow.json import ParseOptions, ReadOptions, open_json
 
 from distilbeam.transforms.errors import InputError, OutputError, SettingsError
-from distilbeam.transforms.filesystems import join, list_files
+from distilbeam.transforms.filesystems import join, list_files, open_input
 from distilbeam.transforms.formats.base import detect
-from distilbeam.transforms.formats.lines import open_stream
 from distilbeam.transforms.history import Entry, list_entries, load_entry
 from distilbeam.transforms.manifest import MANIFEST, STAGING, Manifest, feature_columns, find_manifest
 
@@ -246,7 +245,7 @@ def _batches(urls: Sequence[str], fields: Mapping[str, pa.DataType | None]) -> I
     """Some columns of all files, a batch at a time."""
     for url in urls:
         format, compression = detect(url)
-        with open_stream(url, compression) as stream:
+        with _open(url, compression) as stream:
             if format == "parquet":
                 with pq.ParquetFile(stream) as file:
                     yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=list(fields))
@@ -256,11 +255,17 @@ def _batches(urls: Sequence[str], fields: Mapping[str, pa.DataType | None]) -> I
                 yield from open_json(stream, ReadOptions(block_size=_BLOCK_BYTES), parsing)
 
 
+def _open(url: str, compression: str | None) -> Any:
+    """A file of the output for reading, unpacked as it is read."""
+    stream = open_input(url)
+    return pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression) if compression else stream
+
+
 def _rows(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of all files."""
     for url in urls:
         format, compression = detect(url)
-        with open_stream(url, compression) as stream:
+        with _open(url, compression) as stream:
             if format == "parquet":
                 with pq.ParquetFile(stream) as file:
                     for batch in file.iter_batches(batch_size=16):
