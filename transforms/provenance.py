@@ -8,7 +8,7 @@ the batches.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +48,9 @@ class Reject:
     id: str | None = None
     length: int | None = None
     text: str | None = None
+
+
+_REJECT = tuple(field.name for field in fields(Reject))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +122,20 @@ class Provenance:
         encoded = (batch.schema.metadata or {}).get(_KEY)
         if encoded is None:
             return None
-        fields = json.loads(encoded)
+        values = json.loads(encoded)
         for name in ("text", "transient", "models"):
-            fields[name] = tuple(fields[name])
-        fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
-        return cls(**fields)
+            values[name] = tuple(values[name])
+        values["rejects"] = tuple(Reject(**reject) for reject in values["rejects"])
+        return cls(**values)
 
     def attach(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with this provenance in place of its own."""
         metadata = dict(batch.schema.metadata or {})
-        metadata[_KEY] = json.dumps(asdict(self), separators=(",", ":")).encode()
+        values = {
+            field.name: getattr(self, field.name) for field in fields(self)
+        }  # asdict would copy every reject deeply
+        values["rejects"] = [{name: getattr(reject, name) for name in _REJECT} for reject in self.rejects]
+        metadata[_KEY] = json.dumps(values, separators=(",", ":")).encode()
         return batch.replace_schema_metadata(metadata)
 
     def reject(self, *rejects: Reject) -> Provenance:

@@ -131,10 +131,11 @@ def without_blank(block: Block) -> Block:
 
 
 def _inferred(lines: Block, known: pa.Schema) -> list[pa.RecordBatch]:
+    look = screen(known, None)
     batches, _, _ = parse(
         lines,
         lambda part: _read(part, known, "infer"),
-        lambda line, thorough: ("", "", None) if thorough else None,
+        lambda line, thorough: look(line)[0] or (("", "", None) if thorough else None),
         include_text=False,
     )
     return batches

@@ -61,14 +61,14 @@ def has_lost_digits(block: Block, batch: pa.RecordBatch) -> bool:
 def screen(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[Finding | None, Any]]:
     """What names error class, reason and id of a line, if a look at it without Arrow tells; and the pairs it holds."""
     kinds = [(field.name, field.type, _kind(field.type)) for field in schema]
+    constants: list[str] = []
+    decoder = json.JSONDecoder(object_pairs_hook=_Pairs, parse_constant=constants.append, parse_int=_integer)
 
     def look(line: bytes) -> tuple[Finding | None, Any]:
-        constants: list[str] = []
+        constants.clear()
         try:
-            # As text, for json would also guess other encodings.
-            value = json.loads(
-                line.decode(), object_pairs_hook=_Pairs, parse_constant=constants.append, parse_int=_integer
-            )
+            # As text, for json would also guess other encodings; a byte order mark is refused, as Arrow does.
+            value = decoder.decode(line.decode())
         except RecursionError:
             return None, None
         except ValueError:
