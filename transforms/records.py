@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -132,10 +132,11 @@ class SplitRecord:
     shards: tuple[FileRecord, ...]
     rejects_file: FileRecord | None
     statistics: Statistics
-    schema: tuple[tuple[str, str], ...]
+    # Not for the log, where Beam writes elements at debug level: the names of columns may come from documents.
+    schema: tuple[tuple[str, str], ...] = field(repr=False)
     models: tuple[dict[str, Any], ...]
     writer: dict[str, Any]
-    input: str = ""
+    input: str = field(default="", repr=False)
 
     @property
     def rows(self) -> int:
