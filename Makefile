@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+N ?= 20
 LOCKFLAGS ?=
 
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock" --quiet $(LOCKFLAGS)
 
-.PHONY: help demo test check lint format test-all lock wheel clean
+.PHONY: help demo test check lint format test-all faults lock wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +39,9 @@ format: $(READY)  ## let ruff fix what it can
 test-all: $(READY)  ## slow tests too
 	$(PYTEST) -m "not gpu"
 
+faults: $(READY)  ## every fault of the suite, and N jobs killed and run again; prints a table and writes faults.json
+	FAULTS_RUNS=$(N) FAULTS_JSON=$(CURDIR)/faults.json $(BIN)/pytest -m "not gpu" --timeout 0 tests/faults
+
 lock: $(BIN)/uv  ## renew the locks after pyproject.toml changed; LOCKFLAGS=--upgrade takes newer versions
 	$(COMPILE) --all-extras --output-file requirements.lock
 	$(COMPILE) --extra gcs --extra s3 --extra azure --constraints requirements.lock \
@@ -48,7 +52,7 @@ wheel: $(READY)  ## dist/: an sdist, and the wheel made from it
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove the environment and all that was built
-	rm -rf $(VENV) build dist demo-output src/*.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) build dist demo-output faults.json src/*.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip fetches uv as the lock pins it; uv, many times faster, does the rest.

@@ -130,7 +130,7 @@ def test_every_call_survives(fault: str, proxy: FaultyProxy, fault_report: Fault
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(int(os.environ.get("FAULTS_RUNS", "3"))))
+@pytest.mark.parametrize("seed", range(max(3, int(os.environ.get("FAULTS_RUNS", "0")) // 10)))
 def test_a_job_through_a_failing_store(
     seed: int, proxy: FaultyProxy, server: Server, runner: Runner, case: Case, fault_report: FaultReport
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from distilbeam.transforms.errors import CheckpointError, InputError
-from distilbeam.transforms.filesystems import FileInfo, list_files, resolve
+from distilbeam.transforms.filesystems import FileInfo, download, list_files, resolve
 
 from .files import MAX_SETTINGS_BYTES
 from .header import MAX_WEIGHTS_BYTES
@@ -106,7 +106,7 @@ def _from_hub(model: str) -> Location:
 
 
 def _from_url(url: str) -> Location:
-    filesystem, root = resolve(url)
+    _, root = resolve(url)
     base = root.rstrip("/") + "/"
     wanted = _listed(url, base)
     if not wanted:
@@ -132,10 +132,12 @@ def _from_url(url: str) -> Location:
             try:
                 for name in wanted:
                     (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                    filesystem.get_file(base + name, str(partial / name))
+                    download(wanted[name].url, partial / name)
                 if _listed(url, base) != wanted:
                     raise CheckpointError(f"the model {url!r} has changed while it was fetched; start the job again")
                 partial.rename(target)
+            except InputError as error:
+                raise CheckpointError(f"the model {url!r} cannot be fetched: {error}") from None
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"the model {url!r} cannot be fetched: {type(error).__name__}") from None
             finally:
