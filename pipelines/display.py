@@ -51,6 +51,8 @@ def show_summary(summary: Summary, console: Console) -> None:
 def show_inspection(found: Inspection, console: Console) -> None:
     """Tables on an output folder."""
     facts = [("output", f"{found.output}: {found.rows:,} rows, {_plural(found.shards, 'shard')}, {size(found.bytes)}")]
+    earlier = f", {found.covered:,} of them in earlier outputs" if found.covered else ""
+    facts.append(("input", f"{_plural(found.files, 'file')}{earlier}"))
     begun = f", {_moment(found.history[0].time)}" if found.history else ""
     facts.append(("commit", f"{found.commit:,}{begun}"))
     for commit in found.unfinished:

@@ -22,6 +22,7 @@ from distilbeam.transforms.errors import InputError, OutputError, SettingsError
 from distilbeam.transforms.filesystems import join, list_files, open_input
 from distilbeam.transforms.formats.base import detect
 from distilbeam.transforms.history import Entry, list_entries, load_entry
+from distilbeam.transforms.increments import files_of, is_covered
 from distilbeam.transforms.manifest import MANIFEST, STAGING, Manifest, feature_columns, find_manifest
 
 __all__ = ["Commit", "Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
@@ -108,6 +109,8 @@ class Inspection:
         history: the last five commits that led to it, newest first.
         unfinished: commits that were begun after it and not finished, oldest first. A job may be at it; if none is,
             the same command with ``--if-exists resume`` finishes the last one.
+        files: files of the input, as far as the manifest tells.
+        covered: those among them whose rows are in an earlier output, named by ``--since``.
         shards: number of shards.
         bytes: bytes of all shards.
         columns: name and Arrow type of each column.
@@ -125,6 +128,8 @@ class Inspection:
     history: list[Commit]
     unfinished: list[Commit]
     rows: int
+    files: int
+    covered: int
     shards: int
     bytes: int
     columns: dict[str, str]
@@ -196,6 +201,8 @@ def inspect(output: str, rows: int = 5) -> Inspection:
         history=_history(output, number),
         unfinished=unfinished,
         rows=manifest.rows,
+        files=len(files_of(manifest.records)),
+        covered=len(files_of(record for record in manifest.records if is_covered(record.split))),
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
         columns={name: _type_name(kind) for name, kind in kinds.items()},

@@ -137,12 +137,13 @@ def plan_increment(
     looked, schemas = look(settings, [files[url] for url in sorted((todo - known) | again.keys())], known=True)
     columns = pa.ipc.read_schema(pa.py_buffer(schema))
     _check_fit(settings, columns, looked, schemas)
+    digest = settings.digest
     partitions = set(columns.names).difference(*(found.names for _, found in schemas))
     splits = [Split((_first(record),), 0, 0, schema, 0, record=record.name) for record in kept]
     for file in looked:
         ranges = again.get(file.info.url)
         pieces = _same_ranges(file, ranges, partitions) if ranges else cut(file, partitions, settings)
-        splits += [Split((part,), 0, 0, schema, size, settings.digest) for part, size in pieces]
+        splits += [Split((part,), 0, 0, schema, size, digest) for part, size in pieces]
     return sorted(splits, key=lambda split: (split.parts[0].source, split.parts[0].start)), there
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,7 +138,9 @@ def test_five_days_with_a_folder_each(
         union |= found
         if day > 1:  # yesterday's folder is enough
             (tmp_path / f"day-{day - 2}").rename(tmp_path / f"away-{day - 2}")
-        assert inspect(str(tmp_path / f"day-{day}")).rows == rows
+        looked = inspect(str(tmp_path / f"day-{day}"))
+        assert (looked.rows, looked.files) == (rows, len(days.files))
+        assert looked.covered == int(re.findall(r"files: (\d) kept", told)[0])
     distilbeam(*arguments, tmp_path / "fresh")
     fresh = vectors(tmp_path / "fresh")
     # Rows that have gone from the input are still in the folders of days before.
@@ -239,6 +242,10 @@ def test_other_weights_under_the_same_name(
     day("--if-changed", "overwrite")
     assert sum(passed) == 3
     assert vectors(out).keys() == {"a1", "a2", "b1"}
+    monkeypatch.setattr(Engine, "__init__", lambda *_: pytest.fail("the model was loaded, with nothing to compute"))
+    done = day("--if-changed", "overwrite")
+    assert "files: 2 kept, 0 added, 0 replaced, 0 removed" in done.stdout
+    assert "splits: 2 kept, 0 added, 0 removed" in done.stdout
 
 
 @pytest.mark.slow
