@@ -131,9 +131,8 @@ class Provenance:
     def attach(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with this provenance in place of its own."""
         metadata = dict(batch.schema.metadata or {})
-        values = {
-            field.name: getattr(self, field.name) for field in fields(self)
-        }  # asdict would copy every reject deeply
+        # Not by asdict, which copies every reject deeply.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["rejects"] = [{name: getattr(reject, name) for name in _REJECT} for reject in self.rejects]
         metadata[_KEY] = json.dumps(values, separators=(",", ":")).encode()
         return batch.replace_schema_metadata(metadata)

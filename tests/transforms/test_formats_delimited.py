@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distilbeam.transforms.errors import InputError
-from distilbeam.transforms.formats.delimited import record_ends
+from distilbeam.transforms.formats.base import Unreadable
+from distilbeam.transforms.formats.delimited import read_records, record_ends
 from distilbeam.transforms.formats.lines import BadLine
 
 FIELD = st.lists(st.sampled_from(["a", '"', ",", "\n", "\r\n", " ", "ü", "\t"]), max_size=6).map("".join)
@@ -45,6 +46,25 @@ def test_records_end_where_csv_ends_them(text: str) -> None:
     ours = [row for piece in pieces for row in csv.reader(io.StringIO(piece, newline="")) if row]
     assert ours == [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     assert is_open == ends_inside_quotes(text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(["a", '"', '""', ",", "\n", ',"', '",', "\r"]), max_size=30).map("".join))
+def test_records_are_the_same_whatever_the_blocks_are(text: str) -> None:
+    def records(block_bytes: int) -> list[tuple[int, object]]:
+        found: list[tuple[int, object]] = []
+        try:
+            for item in read_records(io.BytesIO(text.encode()), max_record_bytes=6, block_bytes=block_bytes):
+                if isinstance(item, BadLine):
+                    found.append((item.number, (item.length, item.error)))
+                else:
+                    found += [(int(item.numbers[index]), item.line(index)) for index in range(len(item))]
+        except Unreadable as error:
+            found.append((1 << 60, str(error)))
+        return sorted(found, key=lambda one: one[0])
+
+    whole = records(1 << 20)
+    assert all(records(size) == whole for size in (1, 2, 3, 5, 11))
 
 
 def ends_inside_quotes(text: str) -> bool:

@@ -216,7 +216,7 @@ def _stand_in(tail: bytes, is_open: bool) -> bytes:
     quotes = b'"' * (2 - count % 2 if count else 0)
     if not body:
         return quotes
-    before = b'"' if is_open else b"a," if body.endswith(b",") else b"a"
+    before = b'"' if is_open else b"a," if body.endswith((b",", b"\r")) else b"a"
     return before + quotes
 
 

@@ -1,4 +1,25 @@
-"""JSON lines: one object on each line."""
+r"""JSON lines: one object on each line, as RFC 8259 has it.
+
+What that leaves open, or many parsers let through:
+
+==========================================  ============================================================
+a line that is no object                    a reject; blank lines are no rows
+``NaN``, ``Infinity``                       a reject, wherever in the line
+a key twice                                 a reject where the key is read, else of no account
+integer beyond 64 bits                      a reject in an integer column
+integer beyond 2**53                        a reject in a double column if it would lose digits
+number beyond a double                      a reject; one too small is 0
+half of a surrogate pair, escaped or raw    a reject, wherever in the line
+invalid UTF-8                               a reject
+NUL, control characters                     a reject if raw; escaped they are text
+byte order mark                             passed over at the start of the file, a reject elsewhere
+line ends                                   ``\n`` or ``\r\n``; a lone ``\r`` is white space; U+2028 is text
+an empty key                                a column with an empty name
+nesting                                     a reject where it is too deep for the type of a column
+a value of another type                     a reject
+keys that the sample lacked                 not read; a warning once for each file
+==========================================  ============================================================
+"""
 
 from __future__ import annotations
 
