@@ -149,6 +149,7 @@ def read_records(
     held = begun[0]  # a stand-in for it, so that a long one is not gone through again with every chunk
     number = -1
     dropped = 0  # bytes of it that are held no longer
+    spans = False  # whether it goes over line ends
     while True:
         chunk = stream.read(block_bytes)
         lexed = held + chunk
@@ -156,6 +157,7 @@ def read_records(
         stops, is_open = record_ends(lexed.rstrip(b'"') if chunk else lexed)
         if chunk and not len(stops):
             begun.append(chunk)
+            spans = spans or b"\n" in chunk
             size = dropped + sum(map(len, begun))
             held = _stand_in(lexed, is_open)
             if size > max_record_bytes + 2:
@@ -168,15 +170,16 @@ def read_records(
         if not chunk and done < len(data):
             if not is_open:
                 stops, done = np.append(stops, len(data)), len(data)
-            elif dropped or b"\n" in data[done:]:
+            elif b"\n" in data[done:] or (spans and not len(stops)):
                 row = number + len(stops)
                 raise Unreadable(
                     f"a quote that opens in {f'row {row}' if row >= 0 else 'the header'} is never closed; close it, or "
                     "give format='tsv' if quotes are text"
                 )
             else:
-                cut = len(data) - done
+                cut = len(data) - done + dropped
         begun = [data[done:]]
+        spans = b"\n" in begun[0]
         held = _stand_in(begun[0], is_open)
         block, numbers, lengths = _records(data[:done], stops, number)
         if dropped and len(block):
@@ -216,8 +219,10 @@ def _stand_in(tail: bytes, is_open: bool) -> bytes:
     quotes = b'"' * (2 - count % 2 if count else 0)
     if not body:
         return quotes
-    before = b'"' if is_open else b"a," if body.endswith((b",", b"\r")) else b"a"
-    return before + quotes
+    if is_open:
+        return b'"' + quotes
+    # A quote opens only after these, and the second may belong to the line end.
+    return b"a" + (body[-1:] if body.endswith((b",", b"\r")) else b"") + quotes
 
 
 def record_ends(data: bytes) -> tuple[Positions, bool]:
