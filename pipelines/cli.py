@@ -84,7 +84,15 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
 
             return getattr(job, command)(**settings, beam_options=flags)
 
-        summary = _interruptible(work, progress, settings["output"])
+        from .failures import deaths_noted, told_death
+
+        with deaths_noted() as codes:
+            try:
+                summary = _interruptible(work, progress, settings["output"])
+            except Exception as error:
+                if not codes or isinstance(error, _WRONG_INPUT):
+                    raise
+                raise DistilbeamError(told_death(codes[0])) from error
     if options.quiet:
         return 0
     if summary is None:
@@ -156,7 +164,12 @@ def _interruptible(work: Callable[[], T], progress: Any, output: str) -> T:
             thread.join(0.5)
     except (KeyboardInterrupt, _Terminated) as stop:
         progress.close()
-        _say(f"stopped; finished splits, if any, are kept in {output}; go on with --if-exists resume")
+        from .failures import commits_now
+
+        if commits_now(output):
+            _say(f"stopped amid the commit to {output}, of which a part can be read; finish it with --if-exists resume")
+        else:
+            _say(f"stopped; finished splits, if any, are kept in {output}; go on with --if-exists resume")
         _leave(_code(stop))
     finally:
         if main:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import signal
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from distilbeam.transforms import errors
+from distilbeam.transforms.filesystems import exists, is_local, join
+from distilbeam.transforms.history import list_entries
+from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.watchdog import EXIT_CODE
 
-__all__ = ["explain", "frames", "recover"]
+__all__ = ["commits_now", "deaths_noted", "explain", "frames", "recover", "told_death"]
 
 _CLASSES = {name: getattr(errors, name) for name in errors.__all__}
 # How a runner with workers of its own reports what one of them raised: as the text of a traceback.
@@ -18,6 +28,9 @@ _RAISED = re.compile(
 # The line after the indented ones, so that no line of a message passes for it.
 _CLASS = re.compile(r"^ +.*\n([A-Za-z_][\w.]*)(?=:|$)", re.M)
 _FRAME = re.compile(r'^ *File "([^"]+)", line (\d+)', re.M)
+# What the thread of a worker process raises once that has ended.
+_DEATH = re.compile(r"Worker subprocess exited with return code (-?\d+)")
+_RESUME = "run again with if_exists 'resume', which keeps the finished work"
 _STEP = re.compile(r" \[while running '.*", re.S)
 
 
@@ -38,8 +51,62 @@ def recover(error: BaseException) -> errors.DistilbeamError | None:
 
 def explain(error: BaseException) -> str:
     """What is said of an error that is not ours: its class alone, since its message may quote a document."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{type(error).__name__}, because the disk is full; free some space and {_RESUME}"
     names = _CLASS.findall(str(error)) if _quotes_a_traceback(error) else []
     return str(names[-1]) if names else type(error).__name__
+
+
+@contextmanager
+def deaths_noted() -> Iterator[list[int]]:
+    """The codes that worker processes end with inside the block, in their order.
+
+    Beam raises them in threads of its own, where they reach nobody but the terminal.
+    """
+    codes: list[int] = []
+    before = threading.excepthook
+
+    def note(raised: Any) -> None:
+        death = _DEATH.search(str(raised.exc_value))
+        if death:
+            codes.append(int(death[1]))
+        else:
+            before(raised)
+
+    threading.excepthook = note
+    try:
+        yield codes
+    finally:
+        threading.excepthook = before
+
+
+def told_death(code: int) -> str:
+    """What is said of a worker process that has ended with a code."""
+    if code == EXIT_CODE:
+        return (
+            f"a worker has ended itself, since a text made no progress for the time of stall_timeout; {_RESUME} and "
+            "sets that text aside"
+        )
+    number = -code if code < 0 else code - 128  # the second is how a shell puts it
+    name = f"code {code}"
+    with suppress(ValueError):
+        name = signal.Signals(number).name
+    if name == "SIGKILL":
+        return (
+            "a worker was killed (SIGKILL), as systems do where memory runs out; give it more memory, fewer workers or "
+            f"a smaller token_budget, and {_RESUME}"
+        )
+    return f"a worker has died ({name}); {_RESUME}, and it runs the texts at hand in processes of their own"
+
+
+def commits_now(output: str) -> bool:
+    """Whether a commit has begun in an output on this machine and has not ended."""
+    with suppress(Exception):
+        if is_local(output):
+            newest = max(list_entries(output), default=0)
+            there = exists(join(output, "_distilbeam", "manifest.json"))
+            return newest > (load_manifest(output).commit if there else 0)
+    return False
 
 
 def frames(error: BaseException) -> list[str]:

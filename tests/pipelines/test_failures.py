@@ -1,11 +1,15 @@
 """What is recovered from the ways in which runners report a failure."""
 
+import errno
+import re
+import threading
 import traceback
 
 import pytest
 
-from distilbeam.pipelines.failures import explain, frames, recover
+from distilbeam.pipelines.failures import deaths_noted, explain, frames, recover, told_death
 from distilbeam.transforms import errors
+from distilbeam.transforms.watchdog import EXIT_CODE
 
 STEP = " [while running 'Read documents/Plan']"
 CLASSES = [getattr(errors, name) for name in errors.__all__]
@@ -59,3 +63,42 @@ def test_an_error_that_is_its_own_cause_ends() -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
     assert recover(first) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (-9, r"was killed \(SIGKILL\), as systems do where memory runs out; .* if_exists 'resume'"),
+        (137, r"was killed \(SIGKILL\)"),
+        (-11, r"a worker has died \(SIGSEGV\); run again"),
+        (134, r"a worker has died \(SIGABRT\); run again"),
+        (EXIT_CODE, "made no progress for the time of stall_timeout; run again .* sets that text aside"),
+        (3, r"a worker has died \(code 3\); run again"),
+    ],
+)
+def test_the_death_of_a_worker_is_told_with_its_cure(code: int, told: str) -> None:
+    assert re.search(told, told_death(code))
+
+
+def test_deaths_are_noted_where_beam_raises_them() -> None:
+    def die(error: Exception) -> None:
+        raise error
+
+    others: list[object] = []
+    before = threading.excepthook
+    threading.excepthook = others.append
+    try:
+        with deaths_noted() as codes:
+            for error in (RuntimeError("Worker subprocess exited with return code -9"), ValueError("SECRET")):
+                thread = threading.Thread(target=die, args=(error,))
+                thread.start()
+                thread.join()
+    finally:
+        threading.excepthook = before
+    assert codes == [-9]
+    assert len(others) == 1
+
+
+def test_a_full_disk_is_told_with_its_cure() -> None:
+    assert "the disk is full; free some space and run again" in explain(OSError(errno.ENOSPC, "SECRET"))
+    assert "SECRET" not in explain(OSError(errno.ENOSPC, "SECRET"))
