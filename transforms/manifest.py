@@ -57,7 +57,6 @@ __all__ = [
     "load_manifest",
     "parse_manifest",
     "read_json",
-    "save_manifest",
     "settings_of",
 ]
 
@@ -247,11 +246,6 @@ def parse_manifest(url: str, data: bytes) -> Manifest:
             f"{url!r} is no manifest that this version of distilbeam can read ({type(error).__name__}); "
             "it may be damaged or written by a newer version"
         ) from None
-
-
-def save_manifest(output: str, manifest: Manifest) -> None:
-    """Writes the manifest, whole or not at all."""
-    filesystems.write_bytes(filesystems.join(output, MANIFEST), manifest.to_json())
 
 
 def check_size(url: str, size: int) -> None:

@@ -179,7 +179,7 @@ def test_writing_into_a_staging_folder_that_another_job_has_removed(tmp_path: Pa
     assert not (tmp_path / "_distilbeam" / "staging").exists()
     with pytest.raises(OutputError, match="another job has committed"):
         list(writing.process(slow.batches[0][-1], base))
-    with pytest.raises(OutputError, match="no such file"):
+    with pytest.raises(OutputError, match="No such file"):
         list(unaware.process(slow.batches[0][-1]))
     check_settled(output)
     assert visible_rows(output) == quick.rows
