@@ -132,17 +132,11 @@ def download(url: str, path: str | os.PathLike[str]) -> None:
     """Copies a file to a path on this machine.
 
     Raises:
-        InputError: there is no such file, or it cannot be read.
-        OSError: the copy cannot be written.
+        InputError: there is no such file, it cannot be read, or the copy cannot be written.
     """
-    with open_input(url, cache="none") as source, open(path, "wb") as target:
-        with _failing_as(InputError, "read", url):
-            blocks = iter(lambda: source.read(8 << 20), b"")
-            block = next(blocks, b"")
-        while block:
-            target.write(block)
-            with _failing_as(InputError, "read", url):
-                block = next(blocks, b"")
+    filesystem, source = resolve(url)
+    with _failing_as(InputError, "fetch", url):
+        stores.fetch(filesystem, source, os.fspath(path))
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -19,6 +19,7 @@ from .retries import SizeError, retry
 __all__ = [
     "RemoteFile",
     "create_locally",
+    "fetch",
     "find",
     "find_info",
     "info",
@@ -145,6 +146,21 @@ def write(filesystem: fsspec.AbstractFileSystem, path: str, size: int, function:
         if found == size:
             return
     raise SizeError(f"{found} bytes are there where {size} were written")
+
+
+def fetch(filesystem: fsspec.AbstractFileSystem, path: str, target: str) -> None:
+    """Copies a file to this machine.
+
+    Raises:
+        SizeError: another number of bytes arrived than the store has.
+    """
+    size = int(info(filesystem, path)["size"])
+    for _ in range(2):
+        retry(lambda: filesystem.get_file(path, target))
+        found = Path(target).stat().st_size
+        if found == size:
+            return
+    raise SizeError(f"{found} bytes came where the store has {size}")
 
 
 def remove(filesystem: fsspec.AbstractFileSystem, path: str) -> None:

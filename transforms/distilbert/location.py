@@ -137,7 +137,8 @@ def _from_url(url: str) -> Location:
                     raise CheckpointError(f"the model {url!r} has changed while it was fetched; start the job again")
                 partial.rename(target)
             except InputError as error:
-                raise CheckpointError(f"the model {url!r} cannot be fetched: {error}") from None
+                kind = type(error.__cause__ or error).__name__
+                raise CheckpointError(f"the model {url!r} cannot be fetched: {kind}") from None
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"the model {url!r} cannot be fetched: {type(error).__name__}") from None
             finally:
