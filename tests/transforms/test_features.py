@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.window import TimestampedValue
 
 from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.encoder import Encoder
@@ -417,6 +418,52 @@ def test_existing_output(tmp_path: Path, plan: Plan) -> None:
     assert {**found, "_distilbeam/manifest.json": ""} == {**clean, "_distilbeam/manifest.json": ""}
     manifest = load_manifest(str(output))
     assert replace(manifest, commit=1) == load_manifest(str(tmp_path / "clean"))
+
+
+class _Model(beam.DoFn):
+    """Stands where a model would, and notes that it was loaded."""
+
+    def __init__(self, loaded: Path) -> None:
+        self._loaded = loaded
+
+    def setup(self) -> None:
+        self._loaded.touch()
+
+    def process(self, batch: pa.RecordBatch) -> Any:
+        yield batch
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_output_that_must_stay_is_noticed_before_the_model_is_loaded(
+    tmp_path: Path, plan: Plan, exists: bool
+) -> None:
+    """Even where the folder was out of reach, or empty, when the pipeline was built."""
+    output, loaded = tmp_path / "out", tmp_path / "loaded"
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    batches = pipeline | beam.Create(plan.batches) | beam.FlatMap(list) | beam.ParDo(_Model(loaded))
+    _ = batches | WriteFeatures(output, max_rejects=None)
+    if exists:
+        run(output, plan.batches)
+    before = hashes(output)
+    if not exists:
+        pipeline.run().wait_until_finish()
+        assert loaded.exists()
+        return
+    with pytest.raises(OutputExistsError, match=r"overwrite.*resume"):
+        pipeline.run().wait_until_finish()
+    assert not loaded.exists()
+    assert hashes(output) == before
+
+
+def test_windows(tmp_path: Path, plan: Plan) -> None:
+    """One commit for all windows."""
+    timed = [TimestampedValue(split, 10 * number) for number, split in enumerate(plan.batches)]
+    with beam.Pipeline(FnApiRunner()) as pipeline:
+        splits = pipeline | beam.Create(timed) | beam.Map(lambda value: value)
+        windows = splits | beam.WindowInto(beam.window.FixedWindows(10))
+        _ = windows | beam.FlatMap(list) | WriteFeatures(tmp_path / "out", max_rejects=None)
+    assert sorted_rows(ds.dataset(tmp_path / "out").to_table()) == plan.rows
+    assert load_manifest(str(tmp_path / "out")).commit == 1
 
 
 def test_files_of_others_are_never_touched(tmp_path: Path, plan: Plan) -> None:
