@@ -28,9 +28,7 @@ FAULTS = ("503", "500", "reset", "lost reply", "cut body", "slow body")
 server has done what it was asked; ``cut body`` does so half-way through its answer; ``slow body`` takes its time."""
 
 _SLOW = 0.3
-_ERROR = (
-    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>injected by a test</Message></Error>'
-)
+_ERROR = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>injected by a test</Message></Error>'
 
 
 @dataclass(frozen=True, slots=True)

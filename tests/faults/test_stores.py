@@ -184,6 +184,7 @@ def test_a_commit_whose_reply_is_lost(
     fault_report.add("commit: a reply is lost", injected=1, equal=True, seconds=done.seconds)
 
 
+@pytest.mark.slow
 def test_expired_credentials_fail_at_once(
     proxy: FaultyProxy, server: Server, runner: Runner, case: Case, fault_report: FaultReport
 ) -> None:
@@ -215,11 +216,9 @@ def test_credentials_that_expire_amid_the_job(
     fault_report.add("credentials expire amid the job", injected=injected, equal=True, seconds=again.seconds)
 
 
-@pytest.mark.parametrize("url", ["s3://no-such-bucket/out"])
-def test_a_wrong_bucket_fails_at_once(
-    url: str, server: Server, runner: Runner, case: Case, fault_report: FaultReport
-) -> None:
-    done = runner(embed(case.local, url), environment=server.environment())
+@pytest.mark.slow
+def test_a_wrong_bucket_fails_at_once(server: Server, runner: Runner, case: Case, fault_report: FaultReport) -> None:
+    done = runner(embed(case.local, "s3://no-such-bucket/out"), environment=server.environment())
     check_failure(done)
     assert "no-such-bucket" in done.said
     assert done.seconds < 60
