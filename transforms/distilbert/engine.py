@@ -35,7 +35,9 @@ _log = logging.getLogger(__name__)
 # Before any engine has set another number.
 _DEFAULT_THREADS = torch.get_num_threads()
 # How allocators put it whose errors have no class of their own.
-_OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|bad_alloc|ALLOC_FAILED", re.I)
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|bad_alloc|ALLOC_FAILED|could not create a (primitive|memory)", re.I
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
