@@ -16,69 +16,14 @@ from distilbeam import __version__
 from distilbeam.transforms.errors import SettingsError
 from distilbeam.transforms.names import FEATURES
 
+from .usage import BEAM, COMMANDS, EPILOG, EXAMPLES
+
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
 __all__ = ["COMMANDS", "beam_flags", "check_flags", "is_direct", "is_in_process", "parse"]
 
 _DIRECT = ("", "direct", "directrunner", "fnapi", "fnapirunner")
-
-COMMANDS = {
-    "embed": "one vector for each text",
-    "classify": "a label and its score for each text",
-    "tokenize": "token ids and counts for each text, without running the model",
-    "featurize": "any of these together, in one pass over the texts",
-    "inspect": "look into an output folder",
-    "demo": "classify the example reviews with the tiny model that comes with distilbeam",
-}
-
-_EPILOG = """\
-examples:
-  distilbeam embed --model sentence-transformers/msmarco-distilbert-base-v4 \\
-      --input 'news/*.parquet' --text title body --output vectors
-  distilbeam classify --model ./sst2 --input reviews.jsonl.gz --text review --output labels
-  distilbeam inspect labels
-
-`distilbeam COMMAND --help` tells the options of a command.
-"""
-
-_EXAMPLES = {
-    "embed": """\
-examples:
-  distilbeam embed --model ./minilm --input news.parquet --text title body --output vectors
-  distilbeam embed --model ./minilm --input 's3://lake/news/**/*.parquet' --output s3://lake/vectors \\
-      --normalize --embedding-dtype float16 --if-exists resume
-""",
-    "classify": """\
-examples:
-  distilbeam classify --model ./sst2 --input reviews.csv --text review --keep id --output labels
-  distilbeam classify --model ./sst2 --input reviews.csv --text review --output labels --scores
-""",
-    "tokenize": """\
-example:
-  distilbeam tokenize --model ./sst2 --input books/*.txt --output tokens --max-length 128
-""",
-    "featurize": """\
-example:
-  distilbeam featurize --model ./sst2 --input reviews.jsonl --text review --output features \\
-      --features embedding label score
-""",
-    "inspect": """\
-examples:
-  distilbeam inspect labels
-  distilbeam inspect s3://lake/vectors --json | jq .rows
-""",
-    "demo": """\
-example:
-  distilbeam demo --output demo-output
-""",
-}
-
-_BEAM = """
-Options of Apache Beam go along and are handed on, such as --runner FlinkRunner or --temp_location gs://bucket/tmp;
-those that only a job server knows come last, after `--`. Without --runner the job runs in this process.
-"""
-
 
 # Checked by us, after unknown options, so that one who writes --modle is told about that.
 _REQUIRED = ("model", "input", "features", "output")
@@ -200,7 +145,7 @@ def _count_or_none(text: str) -> int:
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="distilbeam", description="DistilBERT features for large text corpora, on Apache Beam.", epilog=_EPILOG
+        prog="distilbeam", description="DistilBERT features for large text corpora, on Apache Beam.", epilog=EPILOG
     )
     parser.add_argument("--version", action="version", version=f"distilbeam {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -215,7 +160,7 @@ def _parser() -> _Parser:
                 f"distilbeam {name} --model M --input PATH... --text COLUMN... --output OUT [options] [Beam options]",
             ),
             description=summary[0].upper() + summary[1:] + ".",
-            epilog=_EXAMPLES[name] + (_BEAM if job else ""),
+            epilog=EXAMPLES[name] + (BEAM if job else ""),
         )
         if job:
             _add_input(command)

@@ -151,3 +151,37 @@ def test_where_a_job_runs(flags: list[str], direct: bool, here: bool) -> None:
     asked = options.check_flags(flags)
     assert (options.is_direct(asked), options.is_in_process(asked)) == (direct, here)
     assert cli._runs_here(flags) == here
+
+
+def test_flags_of_recurring_jobs() -> None:
+    found, rest = options.parse(
+        [*required("embed"), "--incremental", "--since", "yesterday", "--if-changed", "overwrite"]
+    )
+    assert (found.incremental, found.since, found.if_changed, rest) == (True, "yesterday", "overwrite", [])
+    found, _ = options.parse(required("tokenize"))
+    assert (found.incremental, found.since, found.if_changed) == (False, None, "error")
+    with pytest.raises(SettingsError, match="--if-changed"):
+        options.parse([*required("embed"), "--if-changed", "resume"])
+
+
+@pytest.mark.parametrize(
+    ("if_exists", "recurring", "if_changed", "mode"),
+    [
+        ("error", False, "error", "error"),
+        ("error", True, "error", "resume"),
+        ("resume", True, "error", "resume"),
+        ("overwrite", True, "error", "overwrite"),
+        ("error", True, "overwrite", "overwrite"),
+        ("resume", False, "overwrite", "overwrite"),
+        ("error", False, "overwrite", None),
+        ("overwrite", True, "overwrite", None),
+    ],
+)
+def test_what_a_commit_may_do(if_exists: str, recurring: bool, if_changed: str, mode: str | None) -> None:
+    from distilbeam.pipelines.job import _commit_mode
+
+    if mode is None:
+        with pytest.raises(SettingsError, match="'overwrite'"):
+            _commit_mode(if_exists, recurring, if_changed)
+    else:
+        assert _commit_mode(if_exists, recurring, if_changed) == mode
