@@ -214,6 +214,7 @@ def _repeated(size: int, rows: int) -> bytes:
     return _single(pa.DictionaryArray.from_arrays(indices, pa.array(["x" * size])))
 
 
+@pytest.mark.slow
 def test_a_page_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, fault_report: FaultReport) -> None:
     path = tmp_path / "bomb.parquet"
     path.write_bytes(_bomb("zstd", 600 << 20))
@@ -233,6 +234,7 @@ def test_a_page_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, fault_repor
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make", "most", "rows", "rejects"),
     [
@@ -327,6 +329,7 @@ def test_a_bad_file_is_one_reject_where_the_user_says_so(tmp_path: Path) -> None
     assert "stands for 200 rows" in outcome.reasons[1]
 
 
+@pytest.mark.slow
 def test_a_large_row_group_is_read_with_little_memory(tmp_path: Path) -> None:
     text = "".join(map(chr, random.Random(0).choices(range(97, 123), k=20_000)))
     table = pa.table({"text": [text[n % 10_000 :] for n in range(20_000)]})
