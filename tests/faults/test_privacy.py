@@ -318,8 +318,8 @@ def test_worker_processes(place: Place, fault: str, fault_report: FaultReport) -
 
 @pytest.mark.slow
 def test_a_write_that_fails(place: Place) -> None:
-    rows = json.dumps({"id": "x", "text": "a", "note": place.words["kept"] + secrets.token_hex(300_000)})
-    found = place.run(place.jsonl(rows), limit=200_000)
+    rows = json.dumps({"id": "x", "text": "a", "note": place.words["kept"] + secrets.token_hex(3_000_000)})
+    found = place.run(place.jsonl(rows), limit=1_000_000)
     assert found.code == 1, found.seen["stderr"]
     assert "File too large" in found.seen["stderr"]
     assert found.leaks(list(place.words.values())) == []

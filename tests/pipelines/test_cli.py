@@ -63,7 +63,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["--runner", "MoonRunner"], 2, "MoonRunner"),
         (["--runner=DataflowRunner"], 2, "project"),
         (["--input", "https://example.invalid/a.csv"], 2, "https"),
-        (["--max-rejects", "1"], 1, "2 of 302"),
+        (["--max-rejects", "1"], 1, "2 of the first 302"),
         (["--max-rejects", "0.5%"], 1, "2 of 302"),
     ],
 )
