@@ -6,7 +6,7 @@ import shlex
 from importlib.resources import files
 from typing import Any
 
-from distilbeam.transforms.manifest import find_manifest, settings_of
+from distilbeam.transforms.output.manifest import find_manifest, settings_of
 
 __all__ = ["equivalent", "settings"]
 
@@ -41,7 +41,7 @@ def _is_own(output: str, chosen: dict[str, Any]) -> bool:
     from distilbeam.transforms.distilbert.checkpoint import Checkpoint
     from distilbeam.transforms.documents import ReadDocuments
     from distilbeam.transforms.inference import Featurize
-    from distilbeam.transforms.shards import ShardSettings
+    from distilbeam.transforms.output.shards import ShardSettings
 
     documents = ReadDocuments(chosen["input"], text=chosen["text"], id=chosen["id"])
     features = Featurize(chosen["model"], chosen["features"], text=chosen["text"], separator=documents.separator)

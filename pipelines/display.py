@@ -13,7 +13,7 @@ from rich.text import Text
 from .progress import duration
 
 if TYPE_CHECKING:
-    from distilbeam.transforms.increments import Changes
+    from distilbeam.transforms.output.increments import Changes
 
     from .inspection import Inspection
     from .job import Summary

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from distilbeam.transforms import errors
-from distilbeam.transforms.filesystems import exists, is_local, join
-from distilbeam.transforms.history import list_entries
-from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.output.history import list_entries
+from distilbeam.transforms.output.manifest import load_manifest
+from distilbeam.transforms.storage.filesystems import exists, is_local, join
 from distilbeam.transforms.watchdog import EXIT_CODE
 
 __all__ = ["commits_now", "deaths_noted", "explain", "frames", "recover", "told_death"]

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from pyarrow.json import ParseOptions, ReadOptions, open_json
 
 from distilbeam.transforms.errors import InputError, OutputError, SettingsError
-from distilbeam.transforms.filesystems import join, list_files, open_input
-from distilbeam.transforms.formats.base import detect
-from distilbeam.transforms.history import Entry, list_entries, load_entry
-from distilbeam.transforms.increments import files_of, is_covered
-from distilbeam.transforms.manifest import MANIFEST, STAGING, Manifest, feature_columns, find_manifest
+from distilbeam.transforms.input.formats.base import detect
+from distilbeam.transforms.output.history import Entry, list_entries, load_entry
+from distilbeam.transforms.output.increments import files_of, is_covered
+from distilbeam.transforms.output.manifest import MANIFEST, STAGING, Manifest, feature_columns, find_manifest
+from distilbeam.transforms.storage.filesystems import join, list_files, open_input
 
 __all__ = ["Commit", "Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
 

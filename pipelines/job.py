@@ -19,10 +19,10 @@ from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.encoder import check_spec
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
-from distilbeam.transforms.increments import Changes, compare, holding
 from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize
-from distilbeam.transforms.manifest import Manifest, SplitRecord, find_manifest, load_manifest
 from distilbeam.transforms.metrics import LIVE
+from distilbeam.transforms.output.increments import Changes, compare, holding
+from distilbeam.transforms.output.manifest import Manifest, SplitRecord, find_manifest, load_manifest
 
 from .failures import recover
 from .options import check_flags, is_direct, is_in_process

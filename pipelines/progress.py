@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TextIO
 
-from distilbeam.transforms.increments import is_covered
-from distilbeam.transforms.ledger import Ledger
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.splits import Split
 from distilbeam.transforms.metrics import LIVE
-from distilbeam.transforms.read_settings import ReadSettings
-from distilbeam.transforms.splits import Split
+from distilbeam.transforms.output.increments import is_covered
+from distilbeam.transforms.output.ledger import Ledger
 
 __all__ = ["TITLES", "Planned", "Progress", "duration"]
 

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilbeam.transforms import filesystems
-from distilbeam.transforms.commit import begin, commit
-from distilbeam.transforms.ledger import Ledger
-from distilbeam.transforms.manifest import Manifest
+from distilbeam.transforms.output.commit import begin, commit
+from distilbeam.transforms.output.ledger import Ledger
+from distilbeam.transforms.output.manifest import Manifest
+from distilbeam.transforms.output.records import SplitRecord
+from distilbeam.transforms.output.shards import ShardSettings
+from distilbeam.transforms.output.staging import OutputState, finished_record
 from distilbeam.transforms.provenance import Provenance
-from distilbeam.transforms.records import SplitRecord
-from distilbeam.transforms.shards import ShardSettings
-from distilbeam.transforms.staging import OutputState, finished_record
+from distilbeam.transforms.storage import filesystems
 from tests.plans import Plan
 
 SHARDS = ShardSettings(max_bytes=700)

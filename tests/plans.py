@@ -16,10 +16,10 @@ import pyarrow as pa
 import pytest
 
 from distilbeam.transforms.features import SplitWriter
-from distilbeam.transforms.manifest import SplitRecord
+from distilbeam.transforms.input.splits import Part, Split
+from distilbeam.transforms.output.manifest import SplitRecord
+from distilbeam.transforms.output.shards import ShardSettings
 from distilbeam.transforms.provenance import ROW, Provenance, Reject
-from distilbeam.transforms.shards import ShardSettings
-from distilbeam.transforms.splits import Part, Split
 
 _USER = pa.schema(
     [

@@ -13,16 +13,16 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distilbeam.transforms import filesystems
-from distilbeam.transforms.commit import commit
 from distilbeam.transforms.documents import ReadDocuments, _Read
 from distilbeam.transforms.features import SplitWriter, WriteFeatures
-from distilbeam.transforms.increments import Changes, compare
-from distilbeam.transforms.ledger import Ledger
-from distilbeam.transforms.manifest import SplitRecord, find_manifest, load_manifest
+from distilbeam.transforms.output.commit import commit
+from distilbeam.transforms.output.increments import Changes, compare
+from distilbeam.transforms.output.ledger import Ledger
+from distilbeam.transforms.output.manifest import SplitRecord, find_manifest, load_manifest
+from distilbeam.transforms.output.staging import OutputState, finished_record
 from distilbeam.transforms.provenance import Provenance
 from distilbeam.transforms.rejects import parse_max_rejects
-from distilbeam.transforms.staging import OutputState, finished_record
+from distilbeam.transforms.storage import filesystems
 
 
 class Killed(BaseException):

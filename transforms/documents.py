@@ -13,12 +13,12 @@ from apache_beam.metrics import Metrics
 
 from . import coders  # noqa: F401 - registers the coder of record batches
 from .discretion import discreet
+from .input.planning import plan_splits
+from .input.read_settings import ReadSettings
+from .input.reading import finished_batch, read_split
+from .input.splits import Split
 from .metrics import LIVE
-from .planning import plan_splits
 from .provenance import Provenance
-from .read_settings import ReadSettings
-from .reading import finished_batch, read_split
-from .splits import Split
 
 __all__ = ["ReadDocuments"]
 

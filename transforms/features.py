@@ -12,19 +12,19 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from . import filesystems
-from .commit import begin, commit, other_job, was_overtaken
 from .discretion import discreet
 from .errors import InputError, OutputError, SettingsError
-from .history import Base
-from .ledger import Ledger
+from .output.commit import begin, commit, other_job, was_overtaken
+from .output.history import Base
+from .output.ledger import Ledger
+from .output.records import SplitRecord
+from .output.shards import ShardSettings
+from .output.split_writer import IN_ORDER, SplitWriter
+from .output.staging import OutputState, finished_record
+from .output.writable import set_aside
 from .provenance import Provenance
-from .records import SplitRecord
 from .rejects import RejectLimit, RejectWatch, parse_max_rejects
-from .shards import ShardSettings
-from .split_writer import IN_ORDER, SplitWriter
-from .staging import OutputState, finished_record
-from .writable import set_aside
+from .storage import filesystems
 
 __all__ = ["SplitWriter", "WriteFeatures"]
 

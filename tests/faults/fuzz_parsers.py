@@ -17,17 +17,17 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["distilbeam.transforms.formats", "distilbeam.transforms.reading"]):
+with atheris.instrument_imports(include=["distilbeam.transforms.input.formats", "distilbeam.transforms.input.reading"]):
     import pyarrow as pa
 
     from distilbeam.transforms.errors import InputError
-    from distilbeam.transforms.formats import delimited, jsonl
-    from distilbeam.transforms.formats.base import Unreadable
-    from distilbeam.transforms.formats.lines import BadLine, Block, parse, read_blocks
-    from distilbeam.transforms.planning import plan_splits
+    from distilbeam.transforms.input.formats import delimited, jsonl
+    from distilbeam.transforms.input.formats.base import Unreadable
+    from distilbeam.transforms.input.formats.lines import BadLine, Block, parse, read_blocks
+    from distilbeam.transforms.input.planning import plan_splits
+    from distilbeam.transforms.input.read_settings import ReadSettings
+    from distilbeam.transforms.input.reading import read_split
     from distilbeam.transforms.provenance import Provenance
-    from distilbeam.transforms.read_settings import ReadSettings
-    from distilbeam.transforms.reading import read_split
 
 _LIMIT = 1 << 12
 _SCHEMA = pa.schema({"text": pa.string(), "n": pa.float64(), "o": pa.struct([("a", pa.list_(pa.int64()))])})

@@ -52,12 +52,12 @@ class Outcome:
 
 _PROBE = """
 import json, resource, sys
-from distilbeam.transforms import sandbox
+from distilbeam.transforms.input import sandbox
 from distilbeam.transforms.errors import InputError
-from distilbeam.transforms.planning import plan_splits
+from distilbeam.transforms.input.planning import plan_splits
 from distilbeam.transforms.provenance import Provenance
-from distilbeam.transforms.read_settings import ReadSettings
-from distilbeam.transforms.reading import read_split
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.reading import read_split
 
 def status(name):
     with open("/proc/self/status") as file:

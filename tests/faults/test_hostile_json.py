@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distilbeam.transforms.formats import jsonl
-from distilbeam.transforms.formats.lines import parse, read_blocks
+from distilbeam.transforms.input.formats import jsonl
+from distilbeam.transforms.input.formats.lines import parse, read_blocks
 from tests.faults.hostile import read_all
 from tests.faults.table import FaultReport
 

@@ -349,8 +349,8 @@ def test_the_decoder_dies_with_its_parent_even_while_it_computes(tmp_path: Path)
     reader = textwrap.dedent(
         """
         import sys, pyarrow as pa
-        from distilbeam.transforms import sandbox
-        from distilbeam.transforms.formats import parquet
+        from distilbeam.transforms.input import sandbox
+        from distilbeam.transforms.input.formats import parquet
         sandbox.warm()
         print(sandbox._SANDBOX._idle[0].pid, flush=True)
         schema = pa.schema([("text", pa.string())])

@@ -17,8 +17,8 @@ from distilbeam.transforms.distilbert.location import locate
 from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.errors import CheckpointError, DistilbeamError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
-from distilbeam.transforms.filesystems import delete, resolve
-from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.output.manifest import load_manifest
+from distilbeam.transforms.storage.filesystems import delete, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = str(ROOT / "examples" / "distilbert-tiny-sst2")

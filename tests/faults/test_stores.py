@@ -13,7 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from distilbeam.transforms import filesystems
+from distilbeam.transforms.storage import filesystems
 from tests.faults.jobs import Corpus, Done, Runner, corpus, embed, truth_of
 from tests.faults.oracle import Truth, check_moment, check_output, vectors
 from tests.faults.proxy import FAULTS, FaultyProxy, Request

@@ -20,8 +20,8 @@ import s3fs  # noqa: F401
 
 import distilbeam.pipelines.job
 import distilbeam.transforms.distilbert.engine
-import distilbeam.transforms.formats.jsonl
-import distilbeam.transforms.formats.parquet  # noqa: F401
+import distilbeam.transforms.input.formats.jsonl
+import distilbeam.transforms.input.formats.parquet  # noqa: F401
 from distilbeam.pipelines.cli import main
 
 

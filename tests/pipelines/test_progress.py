@@ -8,10 +8,10 @@ import pytest
 
 from distilbeam.pipelines import progress
 from distilbeam.pipelines.progress import Planned, Progress, State, duration
-from distilbeam.transforms.ledger import Ledger
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.splits import Part, Split
 from distilbeam.transforms.metrics import LIVE, Live
-from distilbeam.transforms.read_settings import ReadSettings
-from distilbeam.transforms.splits import Part, Split
+from distilbeam.transforms.output.ledger import Ledger
 
 
 def splits(*sizes: int) -> list[Split]:

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from distilbeam.transforms.planning import plan_splits
+from distilbeam.transforms.input.planning import plan_splits
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.reading import read_split
+from distilbeam.transforms.input.splits import Split
 from distilbeam.transforms.provenance import ROW, Provenance, Reject
-from distilbeam.transforms.read_settings import ReadSettings
-from distilbeam.transforms.reading import read_split
-from distilbeam.transforms.splits import Split
 
 
 @dataclass

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from distilbeam.transforms.accounting import check_records, first_lines
 from distilbeam.transforms.errors import OutputError
-from distilbeam.transforms.records import SplitRecord
+from distilbeam.transforms.output.accounting import check_records, first_lines
+from distilbeam.transforms.output.records import SplitRecord
 from tests.outputs import forget
 from tests.plans import Plan
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from distilbeam.transforms import attempts
-from distilbeam.transforms.manifest import STAGING
+from distilbeam.transforms.output import attempts
+from distilbeam.transforms.output.manifest import STAGING
 
 
 def test_a_split_is_counted_each_time_it_is_begun_and_apart_from_others(tmp_path: Path) -> None:

@@ -16,16 +16,16 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from distilbeam.transforms import filesystems
-from distilbeam.transforms.commit import begin, commit
 from distilbeam.transforms.errors import OutputError, OutputExistsError, RejectLimitError
-from distilbeam.transforms.ledger import Ledger
-from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.output.commit import begin, commit
+from distilbeam.transforms.output.ledger import Ledger
+from distilbeam.transforms.output.manifest import load_manifest
+from distilbeam.transforms.output.records import SplitRecord
+from distilbeam.transforms.output.shards import ShardSettings
+from distilbeam.transforms.output.staging import OutputState
 from distilbeam.transforms.provenance import ROW, Provenance
-from distilbeam.transforms.records import SplitRecord
 from distilbeam.transforms.rejects import parse_max_rejects
-from distilbeam.transforms.shards import ShardSettings
-from distilbeam.transforms.staging import OutputState
+from distilbeam.transforms.storage import filesystems
 from tests.outputs import (
     SHARDS,
     Killed,

@@ -18,9 +18,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from distilbeam.transforms import conditional, filesystems
-from distilbeam.transforms.conditional import create, read, replace
 from distilbeam.transforms.errors import InputError, OutputError
+from distilbeam.transforms.storage import conditional, filesystems
+from distilbeam.transforms.storage.conditional import create, read, replace
 from tests.outputs import forget
 from tests.plans import s3_bucket
 
@@ -117,7 +117,7 @@ def test_exactly_one_of_many_replaces(folder: str, one_at_a_time: None) -> None:
 
 _GROW = """
 import sys
-from distilbeam.transforms.conditional import read, replace
+from distilbeam.transforms.storage.conditional import read, replace
 path, number, done = sys.argv[1], sys.argv[2].encode(), 0
 print(flush=True)
 sys.stdin.readline()

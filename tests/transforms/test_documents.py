@@ -18,16 +18,16 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 
-from distilbeam.transforms import planning
 from distilbeam.transforms.coders import RecordBatchCoder
 from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.errors import InputError, SettingsError
-from distilbeam.transforms.formats.base import unify
-from distilbeam.transforms.planning import plan_splits, read_schema
+from distilbeam.transforms.input import planning
+from distilbeam.transforms.input.formats.base import unify
+from distilbeam.transforms.input.planning import plan_splits, read_schema
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.reading import MAX_REJECTS, read_split
+from distilbeam.transforms.input.splits import Split
 from distilbeam.transforms.provenance import ROW, Provenance
-from distilbeam.transforms.read_settings import ReadSettings
-from distilbeam.transforms.reading import MAX_REJECTS, read_split
-from distilbeam.transforms.splits import Split
 
 ROWS: list[dict[str, Any]] = [
     {"id": str(n), "text": text}

@@ -16,7 +16,7 @@ from distilbeam.transforms import Encoder, Prediction
 from distilbeam.transforms.encoder import EngineSettings, check_spec
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.featurization import FeatureSpec
-from distilbeam.transforms.manifest import identity
+from distilbeam.transforms.output.manifest import identity
 from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints, edit_json
 
 TEXTS = ["the cat sat", "", "good film!", "the " * 100, "naïve café 中国", "bad"]

@@ -31,9 +31,9 @@ from distilbeam.transforms.errors import (
 from distilbeam.transforms.features import SplitWriter, WriteFeatures, _Commit, _WriteSplits
 from distilbeam.transforms.featurization import FeatureSpec
 from distilbeam.transforms.inference import Embed, Tokenize
-from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.output.manifest import load_manifest
+from distilbeam.transforms.output.shards import ShardSettings
 from distilbeam.transforms.provenance import Provenance
-from distilbeam.transforms.shards import ShardSettings
 from tests.plans import Plan, s3_bucket
 
 
@@ -259,7 +259,7 @@ def test_interrupted_and_failed_bundles_leave_nothing(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("distilbeam.transforms.split_writer.stage_record", interrupt)
+    monkeypatch.setattr("distilbeam.transforms.output.split_writer.stage_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(writing.process(plan.batches[0][-1]))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fsspec.registry import _registry
 
-from distilbeam.transforms import filesystems, urls
 from distilbeam.transforms.errors import InputError, OutputError, SettingsError
+from distilbeam.transforms.storage import filesystems, urls
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distilbeam.transforms.errors import InputError
-from distilbeam.transforms.formats.base import Unreadable
-from distilbeam.transforms.formats.delimited import read_records, record_ends
-from distilbeam.transforms.formats.lines import BadLine
+from distilbeam.transforms.input.formats.base import Unreadable
+from distilbeam.transforms.input.formats.delimited import read_records, record_ends
+from distilbeam.transforms.input.formats.lines import BadLine
 
 FIELD = st.lists(st.sampled_from(["a", '"', ",", "\n", "\r\n", " ", "ü", "\t"]), max_size=6).map("".join)
 TABLE = st.lists(st.tuples(FIELD, FIELD), max_size=12)
@@ -75,7 +75,7 @@ def ends_inside_quotes(text: str) -> bool:
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 8, 13, 1000])
 def test_records_at_every_block_size(block_bytes: int) -> None:
-    from distilbeam.transforms.formats.delimited import read_records
+    from distilbeam.transforms.input.formats.delimited import read_records
 
     text = '\ufefftext,n\r\n"a\n""b""\r\n",1\r\n\n5" screen,2\n"x"y,3\n"' + "long," * 20 + '",4\nlast,5'
     blocks = list(read_records(io.BytesIO(text.encode()), max_record_bytes=90, block_bytes=block_bytes))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilbeam.transforms.formats.lines import BadLine, Block, parse, read_blocks
+from distilbeam.transforms.input.formats.lines import BadLine, Block, parse, read_blocks
 
 NASTY = {
     "plain": b"one\ntwo\nthree\n",

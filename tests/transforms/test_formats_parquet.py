@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilbeam.transforms import decoding
+from distilbeam.transforms.input import decoding
 
 
 class Counted(list[str]):

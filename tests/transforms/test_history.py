@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from distilbeam.transforms import history, manifest
-from distilbeam.transforms.commit import begin, commit
 from distilbeam.transforms.errors import InputError, OutputError
-from distilbeam.transforms.history import Entry, entry_path, list_entries, load_entry, number_of
-from distilbeam.transforms.manifest import load_manifest
-from distilbeam.transforms.staging import OutputState
+from distilbeam.transforms.output import history, manifest
+from distilbeam.transforms.output.commit import begin, commit
+from distilbeam.transforms.output.history import Entry, entry_path, list_entries, load_entry, number_of
+from distilbeam.transforms.output.manifest import load_manifest
+from distilbeam.transforms.output.staging import OutputState
 from tests.outputs import SHARDS, check_settled, files, resume, visible_rows
 from tests.plans import Plan
 

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from distilbeam.transforms import filesystems
 from distilbeam.transforms.documents import _Read
 from distilbeam.transforms.errors import InputError, OutputExistsError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
-from distilbeam.transforms.increments import Changes
-from distilbeam.transforms.manifest import load_manifest
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.output.increments import Changes
+from distilbeam.transforms.output.manifest import load_manifest
 from distilbeam.transforms.provenance import Provenance
-from distilbeam.transforms.read_settings import ReadSettings
+from distilbeam.transforms.storage import filesystems
 from tests.plans import s3_bucket
 from tests.recurring import Folder, Killed, forget, ids, rejects, run, snapshot
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distilbeam.transforms import filesystems
 from distilbeam.transforms.errors import InputError
-from distilbeam.transforms.manifest import (
+from distilbeam.transforms.output.manifest import (
     MANIFEST,
     FileRecord,
     Manifest,
@@ -22,6 +21,7 @@ from distilbeam.transforms.manifest import (
     load_manifest,
     read_json,
 )
+from distilbeam.transforms.storage import filesystems
 
 _MODEL = {
     "id": "m",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from distilbeam.transforms.planning import plan_splits
-from distilbeam.transforms.read_settings import ReadSettings
-from distilbeam.transforms.splits import Part, Split
+from distilbeam.transforms.input.planning import plan_splits
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.splits import Part, Split
 from tests.recurring import Folder
 
 

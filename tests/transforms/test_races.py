@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from distilbeam.transforms import commit as commit_module
-from distilbeam.transforms import conditional, filesystems
-from distilbeam.transforms.commit import begin, commit, was_overtaken
 from distilbeam.transforms.errors import OutputError, OutputExistsError
 from distilbeam.transforms.features import _WriteSplits
-from distilbeam.transforms.history import load_entry
-from distilbeam.transforms.manifest import load_manifest
-from distilbeam.transforms.records import final_record
-from distilbeam.transforms.staging import OutputState
+from distilbeam.transforms.output import commit as commit_module
+from distilbeam.transforms.output.commit import begin, commit, was_overtaken
+from distilbeam.transforms.output.history import load_entry
+from distilbeam.transforms.output.manifest import load_manifest
+from distilbeam.transforms.output.records import final_record
+from distilbeam.transforms.output.staging import OutputState
+from distilbeam.transforms.storage import conditional, filesystems
 from tests.outputs import (
     SHARDS,
     check_invariant,

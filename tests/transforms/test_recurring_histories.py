@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distilbeam.transforms.errors import DistilbeamError
-from distilbeam.transforms.staging import OutputState
+from distilbeam.transforms.output.staging import OutputState
 from tests.outputs import Killed, mortal_process
 from tests.recurring import Folder, forget, ids, rejects, run, snapshot
 

@@ -12,8 +12,8 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError
 from s3fs.errors import translate_boto_error
 
-from distilbeam.transforms import retries
-from distilbeam.transforms.retries import SizeError, is_transient, retry
+from distilbeam.transforms.storage import retries
+from distilbeam.transforms.storage.retries import SizeError, is_transient, retry
 
 
 def answer(status: int, code: str) -> ClientError:

@@ -16,10 +16,10 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 from moto.server import ThreadedMotoServer
 
-from distilbeam.transforms import filesystems
 from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.provenance import Provenance
+from distilbeam.transforms.storage import filesystems
 
 ROWS = [{"text": f"text {n} ü", "n": n} for n in range(2000)]
 
@@ -86,9 +86,9 @@ def test_a_pipeline(bucket: str) -> None:
 
 
 def test_a_replaced_object_is_noticed_though_listings_are_cached(bucket: str, tmp_path: Path) -> None:
-    from distilbeam.transforms.planning import plan_splits
-    from distilbeam.transforms.read_settings import ReadSettings
-    from distilbeam.transforms.reading import read_split
+    from distilbeam.transforms.input.planning import plan_splits
+    from distilbeam.transforms.input.read_settings import ReadSettings
+    from distilbeam.transforms.input.reading import read_split
 
     client = boto3.client("s3")
     client.put_object(Bucket="corpus", Key="changing/a.jsonl", Body=b'{"text": "old"}\n')

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distilbeam.transforms.errors import OutputError, SettingsError
-from distilbeam.transforms.shards import ShardSettings, ShardWriter, _pieces, model_metadata
+from distilbeam.transforms.output.shards import ShardSettings, ShardWriter, _pieces, model_metadata
 
 
 def vectors(rows: int, dimensions: int = 64, seed: int = 0) -> pa.RecordBatch:
@@ -60,7 +60,7 @@ def test_shards_are_bounded_and_in_order(tmp_path: Path, format: str, sizes: lis
 
 
 def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distilbeam.transforms.shards._BUFFER_BYTES", {"parquet": 50_000, "jsonl": 50_000})
+    monkeypatch.setattr("distilbeam.transforms.output.shards._BUFFER_BYTES", {"parquet": 50_000, "jsonl": 50_000})
     (path,) = write(tmp_path, [vectors(500, seed=seed) for seed in range(4)])
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
@@ -127,7 +127,7 @@ def test_a_dictionary_inside_a_list_makes_no_tiny_pieces() -> None:
 
 def test_null_vectors_from_the_middle_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrow cannot read null fixed-size lists from Parquet; what we write it must read."""
-    monkeypatch.setattr("distilbeam.transforms.shards._BUFFER_BYTES", {"parquet": 5_000, "jsonl": 5_000})
+    monkeypatch.setattr("distilbeam.transforms.output.shards._BUFFER_BYTES", {"parquet": 5_000, "jsonl": 5_000})
     kind = vectors(1)["embedding"].type
     some = [None, vectors(1)["embedding"][0].as_py(), None]
     batches = [vectors(3), pa.record_batch({"id": [1, 2, 3], "embedding": pa.array(some, kind)}), vectors(40, seed=1)]

@@ -3,7 +3,7 @@
 import pickle
 from dataclasses import fields, replace
 
-from distilbeam.transforms.splits import Part, Split
+from distilbeam.transforms.input.splits import Part, Split
 
 PART = Part("a.jsonl", "jsonl", 100, "v1")
 SPLIT = Split((PART,), 0, 1, b"schema", 100)

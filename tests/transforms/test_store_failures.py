@@ -16,8 +16,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from distilbeam.transforms import filesystems, retries
 from distilbeam.transforms.errors import InputError, OutputError
+from distilbeam.transforms.storage import filesystems, retries
 
 DATA = bytes(range(256)) * 40
 URL = "memory://failures/a.bin"
@@ -163,7 +163,7 @@ def test_a_local_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 _UPLOAD = """
 import sys, time
-from distilbeam.transforms import filesystems
+from distilbeam.transforms.storage import filesystems
 with filesystems.create("memory://x/secret-name.parquet") as stream:
     stream.write(b"x" * 100_000)
     stream.flush()

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilbeam.transforms import writable
 from distilbeam.transforms.errors import OutputError
-from distilbeam.transforms.jsonlines import to_jsonl
+from distilbeam.transforms.output import writable
+from distilbeam.transforms.output.jsonlines import to_jsonl
+from distilbeam.transforms.output.writable import set_aside
 from distilbeam.transforms.provenance import ROW, Provenance
-from distilbeam.transforms.writable import set_aside
 
 BIG = 2**63 - 1
 

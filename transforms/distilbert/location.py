@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from distilbeam.transforms.errors import CheckpointError, InputError
-from distilbeam.transforms.filesystems import FileInfo, download, list_files, resolve
+from distilbeam.transforms.storage.filesystems import FileInfo, download, list_files, resolve
 
 from .files import MAX_SETTINGS_BYTES
 from .header import MAX_WEIGHTS_BYTES

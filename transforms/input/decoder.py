@@ -1,7 +1,7 @@
 """The process that decodes Parquet for ``sandbox``: it may crash, or run out of its memory, and nothing else will.
 
 It holds no credentials and opens no files: the bytes come through a descriptor or through the socket. Started as
-``python -m distilbeam.transforms.decoder FD``; importing it starts nothing.
+``python -m distilbeam.transforms.input.decoder FD``; importing it starts nothing.
 
 Messages are a letter, a length (uint64, little endian) and that many bytes. To this process: ``Q`` a request (JSON,
 perhaps with a descriptor), ``R`` the bytes it has asked for. From it: ``R`` asks for bytes (offset and length, uint64),

@@ -16,8 +16,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from . import filesystems
-from .errors import InputError
+from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.storage import filesystems
+
 from .records import (
     REJECTS,
     STAGING,

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from . import filesystems
-from .discretion import cause
-from .errors import OutputError, SettingsError
+from distilbeam.transforms.discretion import cause
+from distilbeam.transforms.errors import OutputError, SettingsError
+from distilbeam.transforms.storage import filesystems
+
 from .jsonlines import to_jsonl
 from .manifest import FileRecord
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from . import conditional, filesystems
-from .errors import InputError, OutputError, OutputExistsError
+from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError
+from distilbeam.transforms.provenance import Provenance
+from distilbeam.transforms.storage import conditional, filesystems
+
 from .history import Base, Entry, load_entry, number_of
 from .manifest import (
     MANIFEST,
@@ -28,7 +30,6 @@ from .manifest import (
     read_json,
     settings_of,
 )
-from .provenance import Provenance
 from .shards import ShardSettings
 
 __all__ = ["OutputState", "concurrently", "difference", "finished_record", "sha256_of", "stage_record"]

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from distilbeam.transforms import sandbox
-from distilbeam.transforms.filesystems import is_local, open_input
+from distilbeam.transforms.input import sandbox
+from distilbeam.transforms.storage.filesystems import is_local, open_input
 
 from .base import Unreadable, reading
 

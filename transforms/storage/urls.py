@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from .errors import SettingsError
+from distilbeam.transforms.errors import SettingsError
 
 __all__ = ["EXTRAS", "LOCAL", "check_url", "is_local", "join", "named", "split"]
 

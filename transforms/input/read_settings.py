@@ -10,11 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from .checks import whole_number
-from .errors import SettingsError
-from .filesystems import check_url
+from distilbeam.transforms.checks import whole_number
+from distilbeam.transforms.errors import SettingsError
+from distilbeam.transforms.provenance import ROW
+from distilbeam.transforms.storage.filesystems import check_url
+
 from .formats.base import FORMATS, is_text_type
-from .provenance import ROW
 
 __all__ = ["ReadSettings"]
 

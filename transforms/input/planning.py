@@ -14,13 +14,14 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 
-from .errors import InputError
-from .filesystems import FileInfo, match_files
+from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.names import columns_like
+from distilbeam.transforms.provenance import ROW
+from distilbeam.transforms.storage.filesystems import FileInfo, match_files
+
 from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, detect, is_text_type, reading, unify
 from .formats.lines import Block, open_stream
-from .names import columns_like
-from .provenance import ROW
 from .read_settings import ReadSettings
 from .splits import Part, Split
 

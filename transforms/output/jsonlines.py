@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import OutputError
+from distilbeam.transforms.errors import OutputError
 
 __all__ = ["to_jsonl"]
 

@@ -26,8 +26,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from distilbeam.transforms.errors import DistilbeamError, InputError, OutputError
+
 from . import filesystems
-from .errors import DistilbeamError, InputError, OutputError
 from .retries import retry
 
 __all__ = ["create", "read", "replace"]

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distilbeam.transforms.filesystems import is_local, open_input, resolve
 from distilbeam.transforms.provenance import REJECT_CHARACTERS, Reject
+from distilbeam.transforms.storage.filesystems import is_local, open_input, resolve
 
 from .base import Unreadable
 

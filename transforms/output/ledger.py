@@ -11,9 +11,13 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
+from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError
+from distilbeam.transforms.input.planning import numbered, plan_splits
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.splits import Part, Split
+from distilbeam.transforms.storage.filesystems import FileInfo
+
 from . import attempts
-from .errors import InputError, OutputError, OutputExistsError
-from .filesystems import FileInfo
 from .increments import COVERED, Misfit, files_of, holding, is_covered, plan_increment
 from .manifest import (
     Manifest,
@@ -26,10 +30,7 @@ from .manifest import (
     identity,
     settings_of,
 )
-from .planning import numbered, plan_splits
-from .read_settings import ReadSettings
 from .shards import ShardSettings
-from .splits import Part, Split
 from .staging import OutputState, concurrently, difference, stage_record
 
 __all__ = ["Ledger"]

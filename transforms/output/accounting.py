@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import filesystems
-from .errors import OutputError, RejectLimitError
+from distilbeam.transforms.errors import OutputError, RejectLimitError
+from distilbeam.transforms.rejects import RejectLimit
+from distilbeam.transforms.storage import filesystems
+
 from .manifest import Manifest
 from .records import STAGING, SplitRecord, identity
-from .rejects import RejectLimit
 
 __all__ = ["check_records", "check_rejects", "first_lines", "warn_of_mixed_precision"]
 

@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import filesystems
+from distilbeam.transforms.errors import OutputError
+from distilbeam.transforms.provenance import ROW, Provenance
+from distilbeam.transforms.rejects import rejects_table
+from distilbeam.transforms.storage import filesystems
+
 from .commit import PART
-from .errors import OutputError
-from .provenance import ROW, Provenance
 from .records import (
     STAGING,
     FileRecord,
@@ -24,7 +26,6 @@ from .records import (
     feature_columns,
     identity,
 )
-from .rejects import rejects_table
 from .shards import ShardSettings, ShardWriter, model_metadata, parquet_bytes
 from .staging import stage_record
 

@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import InputError
-from .filesystems import file_info
+from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.provenance import REJECT_ID_CHARACTERS, ROW, Provenance, Reject
+from distilbeam.transforms.storage.filesystems import file_info
+
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, count_leaves, decode_text, reading
 from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks, readable
 from .planning import partition_value, read_schema
-from .provenance import REJECT_ID_CHARACTERS, ROW, Provenance, Reject
 from .read_settings import ReadSettings
 from .splits import Part, Split
 

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.core import url_to_fs
 
+from distilbeam.transforms.discretion import cause, lacks_credentials
+from distilbeam.transforms.errors import DistilbeamError, InputError, OutputError, SettingsError
+
 from . import stores
-from .discretion import cause, lacks_credentials
-from .errors import DistilbeamError, InputError, OutputError, SettingsError
 from .retries import retry
 from .urls import EXTRAS, check_url, is_local, join, named, split
 

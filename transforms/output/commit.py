@@ -23,13 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from . import conditional, filesystems
+from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError
+from distilbeam.transforms.rejects import REJECTS_SCHEMA, RejectLimit
+from distilbeam.transforms.storage import conditional, filesystems
+
 from .accounting import check_records, check_rejects, first_lines, warn_of_mixed_precision
-from .errors import InputError, OutputError, OutputExistsError
 from .history import Base, Entry, entry_path, list_entries, load_entry
 from .manifest import MANIFEST, Manifest, find_manifest
 from .records import STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
-from .rejects import REJECTS_SCHEMA, RejectLimit
 from .shards import parquet_bytes
 from .staging import OutputState, concurrently, sha256_of
 

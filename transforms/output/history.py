@@ -14,9 +14,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from distilbeam import __version__
+from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.storage import filesystems
 
-from . import filesystems
-from .errors import InputError
 from .manifest import Manifest, check_size
 from .records import FileRecord, canonical, is_count, is_placed, settings_of
 

@@ -5,7 +5,8 @@ A worker that is killed by one of its rows cannot say so afterwards, so it notes
 
 from __future__ import annotations
 
-from . import filesystems
+from distilbeam.transforms.storage import filesystems
+
 from .manifest import STAGING
 
 __all__ = ["begin"]

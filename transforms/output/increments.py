@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from .filesystems import FileInfo
-from .formats import jsonl
-from .formats.base import detect, is_text_type, reading, unify
-from .formats.lines import BadLine, open_stream, parse, read_blocks
+from distilbeam.transforms.input.formats import jsonl
+from distilbeam.transforms.input.formats.base import detect, is_text_type, reading, unify
+from distilbeam.transforms.input.formats.lines import BadLine, open_stream, parse, read_blocks
+from distilbeam.transforms.input.planning import InputFile, cut, list_inputs, look, wanted
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.splits import Part, Split
+from distilbeam.transforms.storage.filesystems import FileInfo
+
 from .manifest import PartRecord, SplitRecord
-from .planning import InputFile, cut, list_inputs, look, wanted
-from .read_settings import ReadSettings
-from .splits import Part, Split
 
 __all__ = ["COVERED", "Changes", "Misfit", "compare", "files_of", "holding", "is_covered", "plan_increment"]
 

@@ -9,10 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .errors import OutputError
-from .halving import find_failing
+from distilbeam.transforms.errors import OutputError
+from distilbeam.transforms.halving import find_failing
+from distilbeam.transforms.provenance import ROW, Provenance, Reject, shown_id
+
 from .jsonlines import to_jsonl
-from .provenance import ROW, Provenance, Reject, shown_id
 
 __all__ = ["set_aside"]
 
