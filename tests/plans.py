@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -216,9 +217,11 @@ def s3_bucket() -> Iterator[str]:
         filesystem = fsspec.filesystem("s3")
         filesystem.clear_instance_cache()
         filesystem = fsspec.filesystem("s3")
-        filesystem.mkdir("bucket")
+        # The server keeps its buckets as long as the process lives.
+        bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+        filesystem.mkdir(bucket)
         try:
-            yield "s3://bucket"
+            yield f"s3://{bucket}"
         finally:
             filesystem.clear_instance_cache()
             server.stop()

@@ -99,7 +99,7 @@ def _told(error: BaseException) -> DistilbeamError:
     name = type(error).__name__
     if isinstance(error, OSError) and error.errno:
         name = f"{name} ({errno.errorcode.get(error.errno, error.errno)})"
-    told = DistilbeamError(f"{name} at {_place(error)}; what else it says is kept back, since it may quote a document")
+    told = DistilbeamError(f"{name} at {_place(error)}; its message is kept back, since it may quote a document")
     return told.with_traceback(error.__traceback__)
 
 

@@ -18,7 +18,7 @@ def test_a_split_is_counted_each_time_it_is_begun_and_apart_from_others(tmp_path
 
 def test_the_note_survives_a_process_that_is_killed_at_once(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from distilbeam.transforms import attempts; "
+        "import os, signal, sys; from distilbeam.transforms.output import attempts; "
         "attempts.begin(sys.argv[1], 'aa'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     died = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

@@ -180,7 +180,7 @@ def test_full_disk(tmp_path: Path) -> None:
     writer._flush()
     assert writer._file is not None
     writer._file._sink.stream = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="the disk is full; free some space"):
         writer.close()
     writer.abort()
 
