@@ -47,6 +47,10 @@ class Planned:
         """Notes that work on a split begins, as ``Ledger.begin``."""
         return self.ledger.begin(split)
 
+    def end(self, split: str) -> None:
+        """Notes that it has ended, as ``Ledger.end``."""
+        self.ledger.end(split)
+
 
 @dataclass(frozen=True, slots=True)
 class State:

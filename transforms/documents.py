@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, Protocol, cast
 
@@ -28,6 +28,7 @@ class _Ledger(Protocol):
 
     def plan(self, settings: ReadSettings) -> list[tuple[Split, bool]]: ...
     def begin(self, split: str) -> int: ...
+    def end(self, split: str) -> None: ...
 
 
 @dataclass(eq=False)
@@ -123,8 +124,20 @@ class _Read(beam.DoFn):
     @discreet
     def process(self, element: tuple[Split, bool]) -> Iterator[pa.RecordBatch]:
         split, finished = element
-        attempt = self._ledger.begin(split.id) if self._ledger is not None and not finished else 1
-        for batch in [finished_batch(split, self._settings)] if finished else read_split(split, self._settings):
+        if finished:
+            yield from self._emit(split, [finished_batch(split, self._settings)], attempt=1)
+            return
+        name = split.id
+        attempt = self._ledger.begin(name) if self._ledger is not None else 1
+        try:
+            yield from self._emit(split, read_split(split, self._settings), attempt)
+        finally:  # also where a later step has failed, which closes this generator; not where the process has died
+            if self._ledger is not None:
+                self._ledger.end(name)
+        LIVE.add(finished_bytes=split.size)
+
+    def _emit(self, split: Split, batches: Iterable[pa.RecordBatch], attempt: int) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
             provenance = cast(Provenance, Provenance.of(batch))
             self._documents.inc(batch.num_rows)
             self._bytes.inc(batch.nbytes)
@@ -133,8 +146,6 @@ class _Read(beam.DoFn):
                 yield _noted(provenance, split, attempt).attach(batch)
             else:
                 yield batch
-        if not finished:
-            LIVE.add(finished_bytes=split.size)
 
 
 def _noted(provenance: Provenance, split: Split, attempt: int) -> Provenance:

@@ -268,7 +268,8 @@ def test_an_unforeseen_failure_tells_its_class_and_place_and_no_text(
     command = job("embed", model, corpus, tmp_path / "out", "--progress", "none")
     assert main(command) == 1
     assert re.fullmatch(
-        r"distilbeam: error: LookupError at featurization\.py:\d+; its message is kept back, since it may quote a document",
+        r"distilbeam: error: LookupError at featurization\.py:\d+; "
+        "its message is kept back, since it may quote a document",
         sentence(capsys),
     )
     assert main([*command, "--log-level", "debug"]) == 1

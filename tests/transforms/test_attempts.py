@@ -16,6 +16,14 @@ def test_a_split_is_counted_each_time_it_is_begun_and_apart_from_others(tmp_path
     assert attempts.begin("memory://attempts-test", "aa") == 2
 
 
+def test_an_attempt_that_ended_does_not_count(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    assert [attempts.begin(output, "aa"), attempts.begin(output, "aa")] == [1, 2]
+    attempts.end(output, "aa")
+    attempts.end(output, "ab")
+    assert attempts.begin(output, "aa") == 1
+
+
 def test_the_note_survives_a_process_that_is_killed_at_once(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from distilbeam.transforms.output import attempts; "

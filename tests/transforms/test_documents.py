@@ -429,6 +429,9 @@ class HalfDone:
     def begin(self, split: str) -> int:
         return 1
 
+    def end(self, split: str) -> None:
+        pass
+
 
 def test_in_a_pipeline_on_memory_with_finished_splits(read: Any) -> None:
     import fsspec

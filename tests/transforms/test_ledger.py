@@ -121,13 +121,14 @@ def test_begins_are_counted_and_told(folder: Folder) -> None:
     wanted = ReadSettings(path=folder.url)
     plan = ledger.plan(wanted)
     assert [finished for _, finished in plan] == [True, False]
+    ledger.begin(plan[1][0].id)  # by a process that has died since
     attempts = []
     for element in plan:
         notes = [Provenance.of(batch) for batch in _Read(wanted, ledger).process(element)]
         assert notes
         attempts.append({note.attempt for note in notes if note})
-    # The first was finished; the second was begun before the process ended.
     assert attempts == [{1}, {2}]
+    assert ledger.begin(plan[1][0].id) == 1, "the second attempt has ended"
     run(folder.url, OUT)
     assert not [url for url in snapshot(OUT) if "attempts" in url]
 

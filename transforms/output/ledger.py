@@ -89,8 +89,12 @@ class Ledger:
         return frozenset(split.id for each in found for split in each.resumed(splits) if split.record)
 
     def begin(self, split: str) -> int:
-        """Notes durably that work on a split begins; how often it was begun, this time included."""
+        """Notes durably that work on a split begins; how often it was begun and not ended, this time included."""
         return attempts.begin(self.output, split)
+
+    def end(self, split: str) -> None:
+        """Notes that work on a split has ended, well or with an error, but not with the process."""
+        attempts.end(self.output, split)
 
 
 class _Planning:
