@@ -36,6 +36,22 @@ def test_python_blocks_run(block: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_shell_blocks_run(folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block, news in zip(blocks("bash"), ["1 kept, 1 added", "1 added"], strict=True):
+        done = subprocess.run(
+            ["bash", "-ec", block],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=os.environ | {"PATH": path},
+        )
+        assert done.returncode == 0, done.stderr
+        assert news in done.stdout + done.stderr
+
+
 def test_first_pipeline_is_short() -> None:
     lines = [line for line in blocks("python")[0].splitlines() if line.strip()]
     assert len(lines) <= 5
