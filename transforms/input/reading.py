@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -90,15 +90,18 @@ class _Buffer:
         fit = max(1, min(fit, self._rows))
         if fit >= len(self._sizes):
             return None
-        rows = self.rest()
-        self._batches, self._sizes = [rows.slice(fit)], self._sizes[fit:]
-        return rows.slice(0, fit)
+        self._sizes = self._sizes[fit:]
+        taken: list[pa.RecordBatch] = []
+        while fit:  # only what is taken is copied: a huge row may be waiting behind it
+            first, *others = self._batches
+            taken.append(first.slice(0, fit))
+            self._batches = others if first.num_rows <= fit else [first.slice(fit), *others]
+            fit -= taken[-1].num_rows
+        return _joined(taken)
 
     def rest(self) -> pa.RecordBatch:
         """All rows that wait."""
-        if len(self._batches) == 1:
-            return self._batches[0]
-        return pa.concat_batches(self._batches) if self._batches else self.empty
+        return _joined(self._batches) if self._batches else self.empty
 
 
 def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
@@ -171,7 +174,7 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
                 some = documents.slice(first, min(first + most, len(documents)))
                 seen, lines = seen + len(some), max(lines, int(some.numbers[-1]) + offset)
                 batches, rows, rejects = parse(some, parser, diagnose, include_text=settings.rejects_include_text)
-                batch = pa.concat_batches(batches) if batches else _empty(pa.schema([]))
+                batch = _joined(batches) if batches else _empty(pa.schema([]))
                 yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines)
             if int(block.numbers[-1]) + offset > lines:  # ends with lines that are no rows
                 lines = int(block.numbers[-1]) + offset
@@ -338,6 +341,11 @@ def _row_bytes(batch: pa.RecordBatch) -> Any:
         else:
             sizes += column.nbytes / max(len(column), 1)
     return sizes
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """One batch of all rows; a single one is not copied."""
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

@@ -46,6 +46,9 @@ _SAMPLE_BYTES = 1 << 20
 _MAX_DEPTH = 100
 _PIECE_LINES = 256
 _PIECE_BYTES = 64 << 10
+_STEPS = np.zeros(256, np.int8)
+_STEPS[[ord("{"), ord("[")]] = 1
+_STEPS[[ord("}"), ord("]")]] = -1
 _KEY = re.compile(rb'"[ \t]*:')
 
 
@@ -143,10 +146,10 @@ def diagnoser(schema: pa.Schema, id: str | None) -> Diagnosis:
 
 def without_blank(block: Block) -> Block:
     """The lines that hold more than white space."""
-    lengths = block.ends - block.starts
-    codes = np.frombuffer(block.data + b"\n", np.uint8)
-    full = (lengths > 0) & (codes[block.starts] > 32)
-    for index in np.flatnonzero((lengths > 0) & ~full):
+    longer = block.ends > block.starts
+    full = longer.copy()
+    full[longer] = np.frombuffer(block.data, np.uint8)[block.starts[longer]] > 32
+    for index in np.flatnonzero(longer & ~full):
         full[index] = bool(block.line(int(index)).strip(b" \t\r\n"))
     return block.keep(full)
 
@@ -181,12 +184,23 @@ def _simple(block: Block) -> Block:
     block = block.keep(few)
     if not len(block):
         return block
-    codes = np.frombuffer(block.data, np.uint8)
-    opens = (codes == ord("{")) | (codes == ord("["))
-    closes = (codes == ord("}")) | (codes == ord("]"))
-    depths = np.cumsum(opens.astype(np.int64) - closes)
-    tops = np.maximum.reduceat(depths, block.starts) - np.append([0], depths[block.starts[1:] - 1])
-    return block.keep(tops <= _MAX_DEPTH)
+    return block.keep(_depths(block) <= _MAX_DEPTH)
+
+
+def _depths(block: Block) -> Any:
+    """(lines,) how deep each line is nested, at most, brackets inside of strings included."""
+    if len(block.data) <= _SAMPLE_BYTES:
+        depths = np.cumsum(_STEPS[np.frombuffer(block.data, np.uint8)], dtype=np.int32)
+        return np.maximum.reduceat(depths, block.starts) - np.append([0], depths[block.starts[1:] - 1])
+    deepest = np.zeros(len(block), np.int64)
+    for index in range(len(block)):
+        depth = 0
+        for start in range(int(block.starts[index]), int(block.ends[index]), _SAMPLE_BYTES):
+            codes = np.frombuffer(block.data[start : min(start + _SAMPLE_BYTES, int(block.ends[index]))], np.uint8)
+            depths = np.cumsum(_STEPS[codes], dtype=np.int32)
+            deepest[index] = max(deepest[index], depth + int(depths.max()))
+            depth += int(depths[-1])
+    return deepest
 
 
 def _read(block: Block, schema: pa.Schema, unexpected: str) -> pa.RecordBatch:
