@@ -264,3 +264,15 @@ def test_settings() -> None:
         ShardSettings("csv")
     with pytest.raises(SettingsError, match="max_shard_bytes is True"):
         ShardSettings(max_bytes=True)
+
+
+def test_documents_have_neither_dictionary_nor_statistics(tmp_path: Path) -> None:
+    batch = pa.RecordBatch.from_pydict({"text": ["one", "two", "one"], "label": ["a", "a", "b"]})
+    writer = ShardWriter(str(tmp_path), "a", batch.schema, ShardSettings(), texts=("text",))
+    writer.write(batch)
+    (file,) = writer.close()
+    group = pq.ParquetFile(tmp_path / file.path).metadata.row_group(0)
+    found = {group.column(index).path_in_schema: group.column(index) for index in range(2)}
+    assert [found[name].has_dictionary_page for name in ("text", "label")] == [False, True]
+    assert [found[name].is_stats_set for name in ("text", "label")] == [False, True]
+    assert pq.read_table(tmp_path / file.path).to_batches()[0].equals(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
@@ -79,10 +79,14 @@ class ShardWriter:
         stem: start of the file names, below the folder.
         schema: schema of the batches; its metadata goes into Parquet files.
         settings: what shapes the files.
+        texts: columns that hold documents, which hardly repeat and are not searched by their order.
     """
 
-    def __init__(self, root: str, stem: str, schema: pa.Schema, settings: ShardSettings) -> None:
+    def __init__(
+        self, root: str, stem: str, schema: pa.Schema, settings: ShardSettings, texts: Collection[str] = ()
+    ) -> None:
         self._root = root
+        self._texts = texts
         self._stem = stem
         self._schema = self._stored = schema
         self._settings = settings
@@ -145,7 +149,7 @@ class ShardWriter:
             self._roll()
         if self._file is None:
             path = f"{self._stem}-{len(self._done):03d}{self._settings.suffix}"
-            self._file = _File(self._root, path, schema, self._settings)
+            self._file = _File(self._root, path, schema, self._settings, self._texts)
         self._file.write(data, table.num_rows)
 
     def _roll(self) -> None:
@@ -177,14 +181,16 @@ class _Sink(io.RawIOBase):
 class _File:
     """One open file."""
 
-    def __init__(self, root: str, path: str, schema: pa.Schema, settings: ShardSettings) -> None:
+    def __init__(
+        self, root: str, path: str, schema: pa.Schema, settings: ShardSettings, texts: Collection[str]
+    ) -> None:
         self.schema = schema
         self._path = path
         self._url = filesystems.join(root, path)
         self._rows = 0
         self._context: AbstractContextManager[BinaryIO] = filesystems.create(self._url)
         self._sink = _Sink(self._context.__enter__())
-        self._encoder = _ParquetEncoder(self._sink, schema, settings) if settings.format == "parquet" else None
+        self._encoder = _ParquetEncoder(self._sink, schema, settings, texts) if settings.format == "parquet" else None
         self._stream = None if self._encoder else _compressed(self._sink, settings.compression)
 
     @property
@@ -220,10 +226,11 @@ class _File:
 
 
 class _ParquetEncoder:
-    def __init__(self, sink: _Sink, schema: pa.Schema, settings: ShardSettings) -> None:
-        # Vectors hardly repeat: a dictionary would only cost time and space. Plain and not BYTE_STREAM_SPLIT, which
-        # would save another 8%, because Spark's vectorized reader does not know it.
-        repeating = _leaves_beside_vectors(schema)
+    def __init__(self, sink: _Sink, schema: pa.Schema, settings: ShardSettings, texts: Collection[str]) -> None:
+        # Vectors and documents hardly repeat: a dictionary would only cost time and space, for a huge document several
+        # times its own. Plain and not BYTE_STREAM_SPLIT, which would save another 8% of the vectors, because Spark's
+        # vectorized reader does not know it.
+        repeating = [path for path in _leaves_beside_vectors(schema) if path not in texts]
         self._writer = pq.ParquetWriter(
             sink,
             schema,

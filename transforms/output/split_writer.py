@@ -81,7 +81,7 @@ class SplitWriter:
         if batch.num_rows:
             if self._shards is None:
                 schema = model_metadata(self._models, Provenance.strip(batch.schema))
-                self._shards = ShardWriter(self._output, self._stem, schema, self._settings)
+                self._shards = ShardWriter(self._output, self._stem, schema, self._settings, provenance.text)
             self._shards.write(batch)
             self._statistics += _statistics(batch, self._models)
         if provenance.rejects:
