@@ -161,7 +161,7 @@ JOBS: dict[str, Callable[[], Job]] = {
 @pytest.mark.parametrize("name", JOBS)
 def test_cut_off_at_every_call_to_the_store(output: str, name: str, step: int, dying: Callable[[int], None]) -> None:
     if output.startswith("s3://"):  # each cut takes a second
-        step = {5: 19, 1: 23}[step]
+        step = {5: 29, 1: 31}[step]
     job = JOBS[name]()
     if job.before:
         commit(output, job.before[0].write_all(output, job.before[1]))
