@@ -1,23 +1,26 @@
-"""One row per fault: how often it was injected, whether the output was right, and what it cost."""
+"""One row per fault: how often it was injected, whether all was as promised, and what it cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["KEY", "FaultReport", "render", "rows_of"]
+__all__ = ["KEY", "NOTHING", "FaultReport", "render", "rows_of"]
 
 KEY = "fault"
 _COLUMNS = {
     "fault": "fault",
     "injected": "injected",
-    "equal": "equal to O",
+    "holds": "as promised",
     "splits_redone": "splits redone",
     "extra_passes": "extra passes",
     "seconds": "seconds",
     "peak_mb": "peak MB",
     "note": "note",
 }
+NOTHING = dict.fromkeys(("injected", "splits_redone", "extra_passes", "seconds", "peak_mb"), None) | {"note": ""}
+"""What is known of a fault whose test has failed before it could tell."""
+
 _SUMS = ("injected", "splits_redone", "extra_passes", "seconds")
 
 
@@ -32,7 +35,6 @@ class FaultReport:
         fault: str,
         *,
         injected: int,
-        equal: bool,
         splits_redone: int | None = None,
         extra_passes: int | None = None,
         seconds: float | None = None,
@@ -44,7 +46,6 @@ class FaultReport:
         Args:
             fault: what was injected, in a few words.
             injected: how often it really happened; a fault that never happened proves nothing, so 0 fails.
-            equal: whether everything the oracle asks for holds.
             splits_redone: splits that were computed again.
             extra_passes: model passes beyond those of a clean run.
             seconds: what the job took, or took longer, as ``note`` says.
@@ -55,7 +56,6 @@ class FaultReport:
         row = {
             "fault": fault,
             "injected": int(injected),
-            "equal": bool(equal),
             "splits_redone": splits_redone,
             "extra_passes": extra_passes,
             "seconds": None if seconds is None else round(float(seconds), 3),
@@ -65,18 +65,22 @@ class FaultReport:
         self._properties.append((KEY, row))
 
 
-def rows_of(found: Iterable[Any]) -> list[dict[str, Any]]:
-    """The rows in the order they came, those of the same fault as one: sums, the highest peak, equal if all were."""
+def rows_of(found: Iterable[tuple[Any, bool]]) -> list[dict[str, Any]]:
+    """The rows in the order they came, those of the same fault as one: sums, and the highest peak.
+
+    Args:
+        found: rows, each with whether the test that added it has passed.
+    """
     rows: dict[str, dict[str, Any]] = {}
-    for row in found:
-        known = rows.setdefault(row["fault"], dict(row, runs=0))
+    for row, passed in found:
+        known = rows.setdefault(row["fault"], dict(row, runs=0, holds=True))
+        known["holds"] = known["holds"] and passed
         if known["runs"]:
             for name in _SUMS:
                 values = [each[name] for each in (known, row) if each[name] is not None]
                 known[name] = round(sum(values), 3) if values else None
             peaks = [each["peak_mb"] for each in (known, row) if each["peak_mb"] is not None]
             known["peak_mb"] = max(peaks, default=None)
-            known["equal"] = known["equal"] and row["equal"]
         known["runs"] += 1
     return list(rows.values())
 

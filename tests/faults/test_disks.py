@@ -83,7 +83,7 @@ def test_a_full_disk(
     assert again.code == 0, again.said
     check_output(output, truth)
     fault_report.add(
-        f"disk out of {what}", injected=1, equal=True, seconds=done.seconds, note="a second job goes on with more room"
+        f"disk out of {what}", injected=1, seconds=done.seconds, note="a second job goes on with more room"
     )
 
 
@@ -101,7 +101,7 @@ def test_a_limit_on_file_sizes(
     again = runner(command)
     assert again.code == 0, again.said
     check_output(output, truth)
-    fault_report.add("RLIMIT_FSIZE", injected=1, equal=True, seconds=done.seconds)
+    fault_report.add("RLIMIT_FSIZE", injected=1, seconds=done.seconds)
 
 
 @needs_root
@@ -113,7 +113,7 @@ def test_a_read_only_folder(
     done = runner(embed(source, disk / "out"))
     check_failure(done)
     assert "Read-only file system" in done.said, done.said
-    fault_report.add("read-only disk", injected=1, equal=True, seconds=done.seconds)
+    fault_report.add("read-only disk", injected=1, seconds=done.seconds)
 
 
 @needs_root
@@ -135,4 +135,4 @@ def test_folders_that_may_not_be_read_are_not_passed_over(
     check_failure(done)
     assert "ermission" in done.said, done.said
     assert not list(output.glob("*.parquet"))
-    fault_report.add("an input folder may not be read", injected=1, equal=True, seconds=done.seconds)
+    fault_report.add("an input folder may not be read", injected=1, seconds=done.seconds)

@@ -216,4 +216,4 @@ def test_json_test_suite(data: Path, tmp_path: Path, fault_report: FaultReport) 
             if name.startswith(("n_", "y_")):
                 assert outcome.rows == name.startswith("y_"), (name, outcome)
     seconds = sum(outcome.seconds for outcome in whole)
-    fault_report.add("JSONTestSuite", injected=len(cases) + 2 * len(paths), equal=True, seconds=seconds)
+    fault_report.add("JSONTestSuite", injected=len(cases) + 2 * len(paths), seconds=seconds)

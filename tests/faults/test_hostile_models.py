@@ -402,7 +402,6 @@ def test_refusing_them_takes_bounded_time_and_memory(case: str, folder: Path, fa
     fault_report.add(
         f"model: {case}",
         injected=1,
-        equal=True,
         seconds=found.seconds,
         peak_mb=found.bytes / 2**20,
         note=f"refused ({found.stage})",
@@ -430,7 +429,7 @@ def test_a_file_cut_at_any_length_is_refused(folder: Path, fault_report: FaultRe
             Checkpoint.open(str(folder))
     path.write_bytes(content)
     Checkpoint.open(str(folder))
-    fault_report.add("model: cut at any length", injected=len(lengths), equal=True, note="refused (open)")
+    fault_report.add("model: cut at any length", injected=len(lengths), note="refused (open)")
 
 
 def test_whatever_header_we_accept_safetensors_reads_alike(folder: Path, fault_report: FaultReport) -> None:
@@ -458,9 +457,7 @@ def test_whatever_header_we_accept_safetensors_reads_alike(folder: Path, fault_r
             }
     assert refused > 200
     assert accepted > 20
-    fault_report.add(
-        "model: altered header", injected=600, equal=True, note=f"{refused} refused, the others read alike"
-    )
+    fault_report.add("model: altered header", injected=600, note=f"{refused} refused, the others read alike")
 
 
 def test_every_tensor_is_held_to_its_shape_type_and_presence(checkpoints: Checkpoints, tmp_path: Path) -> None:

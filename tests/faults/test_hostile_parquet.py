@@ -200,7 +200,7 @@ def test_what_cannot_be_parquet_is_refused(refused: dict[str, Outcome], name: st
     assert "\n" not in outcome.failure
     assert "text number" not in outcome.failure
     fault_report.add(
-        f"Parquet: {name}", injected=1, equal=True, seconds=outcome.seconds, peak_mb=outcome.megabytes + outcome.decoder
+        f"Parquet: {name}", injected=1, seconds=outcome.seconds, peak_mb=outcome.megabytes + outcome.decoder
     )
 
 
@@ -228,7 +228,6 @@ def test_a_page_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, fault_repor
     fault_report.add(
         "Parquet: page of 600 MB in a file of 50 KB",
         injected=1,
-        equal=True,
         seconds=outcome.seconds,
         peak_mb=outcome.megabytes + outcome.decoder,
     )
@@ -262,7 +261,6 @@ def test_few_bytes_that_mean_many_rows_come_in_bounded_batches(
     fault_report.add(
         f"Parquet: {name}",
         injected=1,
-        equal=True,
         seconds=outcome.seconds,
         peak_mb=outcome.megabytes + outcome.decoder,
         note=f"{most} rows read" if most else "refused",
@@ -278,7 +276,7 @@ def test_cut_at_every_twentieth(tmp_path: Path, fault_report: FaultReport) -> No
     found = read_all(paths)
     assert all(outcome.check().failure for outcome in found)
     seconds = sum(outcome.seconds for outcome in found)
-    fault_report.add("Parquet: cut at every twentieth", injected=len(found), equal=True, seconds=seconds)
+    fault_report.add("Parquet: cut at every twentieth", injected=len(found), seconds=seconds)
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
@@ -306,7 +304,6 @@ def test_flipped_bits_neither_crash_the_reader_nor_lose_rows_unseen(
     fault_report.add(
         "Parquet: bits flipped",
         injected=len(found),
-        equal=True,
         seconds=sum(outcome.seconds for outcome in found),
         peak_mb=max(outcome.megabytes + outcome.decoder for outcome in found),
         note=f"{failed} refused",

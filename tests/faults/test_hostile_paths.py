@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -18,7 +19,8 @@ from distilbeam.transforms.documents import ReadDocuments
 from distilbeam.transforms.errors import CheckpointError, DistilbeamError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
 from distilbeam.transforms.output.manifest import load_manifest
-from distilbeam.transforms.storage.filesystems import delete, resolve
+from distilbeam.transforms.storage import conditional, filesystems
+from distilbeam.transforms.storage.filesystems import delete, read_bytes, resolve, write_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = str(ROOT / "examples" / "distilbert-tiny-sst2")
@@ -103,6 +105,37 @@ def test_messages_of_drivers_are_masked() -> None:
     assert SECRET not in masked(told)
     assert SECRET not in cause(RuntimeError(told))
     assert "Max retries exceeded" in masked(told)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda url: conditional.create(url, b"x"),
+        lambda url: conditional.replace(url, b"x", "1"),
+        conditional.read,
+        read_bytes,
+        lambda url: write_bytes(url, b"x"),
+    ],
+    ids=["create", "replace", "read", "read_bytes", "write_bytes"],
+)
+@pytest.mark.parametrize("protocol", ["s3", "oss"])
+def test_what_drivers_raise_is_masked(
+    protocol: str, call: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def invalidate_cache(self) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return self.refuse
+
+        def refuse(self, *_: object, **__: object) -> None:
+            raise OSError(f"PUT https://key:{SECRET}@host/b?X-Amz-Signature={SECRET} was refused")
+
+    monkeypatch.setattr(filesystems, "resolve", lambda url: (Refusing(), url))
+    with pytest.raises(DistilbeamError, match="was refused") as caught:
+        call(f"{protocol}://b/k")
+    assert SECRET not in str(caught.value)
 
 
 def test_a_store_without_credentials_is_answered_with_the_cure(

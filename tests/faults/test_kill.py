@@ -79,13 +79,10 @@ def test_killed_jobs_end_as_undisturbed_ones(
         warm=warm,
     )
     for kill in outcome.kills:
-        fault_report.add(
-            f"SIGKILL while {kill.phase}", injected=1, equal=True, splits_redone=kill.redone, peak_mb=kill.peak_mb
-        )
+        fault_report.add(f"SIGKILL while {kill.phase}", injected=1, splits_redone=kill.redone, peak_mb=kill.peak_mb)
     fault_report.add(
         f"SIGKILL of a job: {scenario.name}, {'S3' if remote else 'disk'}",
         injected=len(outcome.kills),
-        equal=True,
         splits_redone=sum(kill.redone for kill in outcome.kills),
         seconds=outcome.seconds,
         note=f"seconds of all runs; an undisturbed one takes {scenario.seconds:.1f}",

@@ -123,7 +123,6 @@ def test_every_call_survives(fault: str, proxy: FaultyProxy, fault_report: Fault
     fault_report.add(
         f"{fault}, 20% of requests, each call of filesystems",
         injected=proxy.injected[fault],
-        equal=True,
         seconds=time.monotonic() - start - clean,
         note="seconds beyond an undisturbed run",
     )
@@ -149,7 +148,6 @@ def test_a_job_through_a_failing_store(
     fault_report.add(
         "5% of a job's requests fail in all ways",
         injected=injected,
-        equal=True,
         seconds=done.seconds,
         peak_mb=done.peak_mb,
         note="" if done.code == 0 else "some jobs failed, and were finished by a second",
@@ -181,7 +179,7 @@ def test_a_commit_whose_reply_is_lost(
     assert done.code == 0, done.said
     check_output(store, case.truth)
     assert proxy.injected["lost reply"] == 1
-    fault_report.add("commit: a reply is lost", injected=1, equal=True, seconds=done.seconds)
+    fault_report.add("commit: a reply is lost", injected=1, seconds=done.seconds)
 
 
 @pytest.mark.slow
@@ -195,7 +193,7 @@ def test_expired_credentials_fail_at_once(
     assert "xpiredToken" in done.said or "expired" in done.said or "injected by a test" in done.said
     assert done.seconds < 60
     assert store.names() == []
-    fault_report.add("expired credentials", injected=proxy.injected["expired"], equal=True, seconds=done.seconds)
+    fault_report.add("expired credentials", injected=proxy.injected["expired"], seconds=done.seconds)
 
 
 @pytest.mark.slow
@@ -213,7 +211,7 @@ def test_credentials_that_expire_amid_the_job(
     again = runner(command, environment=server.environment(proxy.url))
     assert again.code == 0, again.said
     check_output(store, case.truth)
-    fault_report.add("credentials expire amid the job", injected=injected, equal=True, seconds=again.seconds)
+    fault_report.add("credentials expire amid the job", injected=injected, seconds=again.seconds)
 
 
 @pytest.mark.slow
@@ -222,7 +220,7 @@ def test_a_wrong_bucket_fails_at_once(server: Server, runner: Runner, case: Case
     check_failure(done)
     assert "no-such-bucket" in done.said
     assert done.seconds < 60
-    fault_report.add("no such bucket", injected=1, equal=True, seconds=done.seconds)
+    fault_report.add("no such bucket", injected=1, seconds=done.seconds)
 
 
 @pytest.mark.slow
@@ -238,7 +236,7 @@ def test_a_wrong_endpoint_fails_within_a_minute(
     check_failure(done)
     assert "s3://b/" in done.said
     assert done.seconds < 60
-    fault_report.add(f"wrong endpoint of the {place}", injected=1, equal=True, seconds=done.seconds)
+    fault_report.add(f"wrong endpoint of the {place}", injected=1, seconds=done.seconds)
 
 
 @pytest.mark.slow
@@ -263,7 +261,7 @@ def test_a_bucket_that_vanishes(
     assert gone
     check_failure(done)
     assert "s3://vanishing/out" in done.said
-    fault_report.add("the bucket vanishes amid the job", injected=1, equal=True, seconds=done.seconds)
+    fault_report.add("the bucket vanishes amid the job", injected=1, seconds=done.seconds)
 
 
 @pytest.mark.slow
@@ -275,7 +273,7 @@ def test_a_model_that_cannot_be_found_fails_within_a_minute(
         check_failure(done)
         assert model in done.said
         assert done.seconds < 60
-        fault_report.add("wrong model path", injected=1, equal=True, seconds=done.seconds)
+        fault_report.add("wrong model path", injected=1, seconds=done.seconds)
 
 
 @pytest.mark.slow
@@ -289,4 +287,4 @@ def test_a_job_of_nothing_but_errors_fails_within_a_minute(
     assert "were set aside" in done.said
     assert done.seconds < 60
     assert not list((tmp_path / "out").glob("*.parquet"))
-    fault_report.add("every row fails", injected=300_000, equal=True, seconds=done.seconds)
+    fault_report.add("every row fails", injected=300_000, seconds=done.seconds)
