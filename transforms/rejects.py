@@ -124,7 +124,7 @@ class RejectWatch:
         self._limit = limit
         self._splits: dict[str, tuple[int, int]] = {}  # a split that is begun anew is counted anew
         self._rejects = self._seen = 0
-        self._causes: Counter[tuple[str, str]] = Counter()
+        self._causes: dict[str, Counter[tuple[str, str]]] = {}  # of the splits with rejects
 
     def add(self, provenance: Provenance, rows: int) -> None:
         """Count a batch.
@@ -142,12 +142,15 @@ class RejectWatch:
         if provenance.sequence == 0:
             self._rejects, self._seen = self._rejects - rejects, self._seen - seen
             rejects = seen = 0
+            self._causes.pop(provenance.split, None)
         new = len(provenance.rejects)
         self._splits[provenance.split] = rejects + new, seen + new + rows
         self._rejects, self._seen = self._rejects + new, self._seen + new + rows
-        self._causes.update((reject.stage, reject.error) for reject in provenance.rejects)
+        if new:
+            causes_of_split = self._causes.setdefault(provenance.split, Counter())
+            causes_of_split.update((reject.stage, reject.error) for reject in provenance.rejects)
         if new and self._limit.hopeless(self._rejects, self._seen):
-            causes = self._causes.most_common(3)
+            causes = sum(self._causes.values(), Counter[tuple[str, str]]()).most_common(3)
             frequent = ", ".join(f"{error} in stage {stage} ({count})" for (stage, error), count in causes)
             raise RejectLimitError(
                 f"{self._rejects} of the first {self._seen} rows were set aside, more than max_rejects={self._limit} "

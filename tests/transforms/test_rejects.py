@@ -10,9 +10,16 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from distilbeam.transforms.errors import OutputError, SettingsError
+from distilbeam.transforms.errors import OutputError, RejectLimitError, SettingsError
 from distilbeam.transforms.provenance import Provenance, Reject
-from distilbeam.transforms.rejects import REJECTS_SCHEMA, Rejects, parse_max_rejects, rejects_table
+from distilbeam.transforms.rejects import (
+    REJECTS_SCHEMA,
+    RejectLimit,
+    Rejects,
+    RejectWatch,
+    parse_max_rejects,
+    rejects_table,
+)
 
 _REJECTS = (
     Reject("read", "JSONDecodeError", "not JSON", row=4, length=9),
@@ -101,3 +108,18 @@ def test_fractions_are_exact() -> None:
 def test_limits_that_are_none(value: Any) -> None:
     with pytest.raises(SettingsError, match="such as 100"):
         parse_max_rejects(value)
+
+
+def test_a_split_that_is_begun_anew_is_counted_anew() -> None:
+    def bad(split: str, sequence: int, *errors: str) -> Provenance:
+        return Provenance("f", split, sequence=sequence, rejects=tuple(Reject("read", error, "-") for error in errors))
+
+    watch = RejectWatch(RejectLimit(count=3))
+    watch.add(bad("other", 0, "Other"), 0)
+    for _ in range(3):
+        watch.add(bad("s", 0, "Early"), 0)
+        watch.add(bad("s", 1, "Late"), 0)
+    with pytest.raises(RejectLimitError) as caught:
+        watch.add(bad("s", 2, "Late"), 5)
+    assert str(caught.value).startswith("4 of the first 9 rows were set aside")
+    assert "Late in stage read (2), Other in stage read (1), Early in stage read (1), the last" in str(caught.value)
