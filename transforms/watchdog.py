@@ -22,7 +22,7 @@ STALL_TIMEOUT = 600.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Work:
     what: str
     seconds: float
@@ -96,17 +96,17 @@ class Watchdog:
     def _run(self) -> None:
         before = time.monotonic()
         while True:
-            works = list(self._works.values())
-            interval = min([1.0, *(work.seconds / 4 for work in works)])
+            works = self._works.copy()  # in one step, while other threads begin and end theirs
+            interval = min([1.0, *(work.seconds / 4 for work in works.values())])
             time.sleep(interval)
             now = time.monotonic()
             if now - before > interval + 5:
                 # The whole process was stopped; what it was doing has not had the time either.
-                for work in works:
+                for work in works.values():
                     work.beat = max(work.beat, now)
             before = now
-            for work in works:
-                if now - work.beat > work.seconds and work in self._works.values():
+            for thread, work in works.items():
+                if now - work.beat > work.seconds and self._works.get(thread) is work:
                     _end(work)
 
 
