@@ -242,7 +242,8 @@ class _Worker(beam.DoFn):
 
     def teardown(self) -> None:
         if self._isolated is not None:
-            self._isolated.close()
+            self._isolated.release()
+            self._isolated = None
 
     def _count(self, batch: pa.RecordBatch) -> None:
         counts = batch.column(self._spec.prefix + "token_count").to_numpy(zero_copy_only=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import sys
 import threading
 import time
@@ -18,7 +19,18 @@ from .featurization import FeatureSpec
 from .metrics import LIVE
 from .watchdog import WATCHDOG
 
-__all__ = ["BEAT", "ERROR", "OUTPUTS", "READY", "SETTINGS", "TEXTS", "decode", "encode", "main", "pack"]
+__all__ = [
+    "BEAT",
+    "ERROR",
+    "HEAD",
+    "OUTPUTS",
+    "READY",
+    "SETTINGS",
+    "TEXTS",
+    "main",
+    "pack_texts",
+    "unpack_outputs",
+]
 
 SETTINGS, TEXTS = b"S", b"T"
 """Kinds of messages to the child: JSON of what to load; an Arrow IPC stream of texts."""
@@ -26,20 +38,19 @@ SETTINGS, TEXTS = b"S", b"T"
 READY, BEAT, OUTPUTS, ERROR = b"R", b"B", b"O", b"E"
 """And from it: JSON of the model's identity; progress; an Arrow IPC stream of outputs; JSON of an error."""
 
+HEAD = struct.Struct("<cQQ")
+"""Head of a message: its kind, the number of the request (from 1; a reply has that of its request), bytes that follow.
+"""
+
 _BEAT_SECONDS = 0.05  # between two beats, at least
 
 
-def encode(kind: bytes, length: int) -> bytes:
-    """The head of a message: its kind and the bytes that follow."""
-    return kind + length.to_bytes(8, "little")
-
-
-def pack(texts: pa.Array) -> pa.Buffer:
+def pack_texts(texts: pa.Array) -> pa.Buffer:
     """Texts as the bytes of a message."""
     return _stream(pa.record_batch([texts], ["text"]))
 
 
-def decode(data: bytes) -> tuple[Outputs, dict[str, int]]:
+def unpack_outputs(data: bytes) -> tuple[Outputs, dict[str, int]]:
     """The outputs in a message, and by how much they raise the counts of ``LIVE``."""
     batch = _only(data)
     notes = json.loads(batch.schema.metadata[b"notes"])
@@ -77,20 +88,21 @@ class _Pipes:
         for number in (0, 1):
             os.dup2(nowhere, number)
         self._lock = threading.Lock()
+        self._request = 0  # number of the last one
         self._sent = 0.0
 
     def receive(self) -> bytes | None:
         """The next message; None if there will be no more."""
-        head = self._source.read(len(encode(b"-", 0)))
-        if len(head) < len(encode(b"-", 0)):
+        head = self._source.read(HEAD.size)
+        if len(head) < HEAD.size:
             return None
-        length = int.from_bytes(head[1:], "little")
+        _, self._request, length = HEAD.unpack(head)
         data = self._source.read(length)
         return data if len(data) == length else None
 
     def send(self, kind: bytes, data: bytes | pa.Buffer = b"") -> None:
         with self._lock:
-            self._sink.write(encode(kind, len(data)))
+            self._sink.write(HEAD.pack(kind, self._request, len(data)))
             self._sink.write(data)
             self._sink.flush()
             self._sent = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -29,7 +29,7 @@ from .encoder import EngineSettings, Outputs
 from .errors import DistilbeamError
 from .featurization import FeatureSpec
 from .halving import find_failing
-from .isolated import BEAT, ERROR, OUTPUTS, READY, SETTINGS, TEXTS, decode, encode, pack
+from .isolated import BEAT, ERROR, HEAD, OUTPUTS, READY, SETTINGS, TEXTS, pack_texts, unpack_outputs
 from .metrics import LIVE
 from .watchdog import WATCHDOG
 
@@ -69,13 +69,23 @@ class IsolatedEncoder:
         self._identity: dict[str, Any] = {}
         self._deaths = 0  # of rows alone, since the last rows that came through
         self._lock = threading.Lock()
+        self._users = 0
 
     @classmethod
     def shared(cls, model: str, engine: EngineSettings, spec: FeatureSpec, stall_timeout: float) -> IsolatedEncoder:
-        """The one of this process for these arguments; its child starts with the first texts and serves them all."""
+        """The one of this process for these arguments, until ``release``; one child serves all who asked for it."""
         with cls._shared_lock:
             key = (model, engine, spec, stall_timeout)
-            return cls._shared.setdefault(key, cls(*key))
+            encoder = cls._shared.setdefault(key, cls(*key))
+            encoder._users += 1
+            return encoder
+
+    def release(self) -> None:
+        """Undoes one ``shared``; the last one ends the child."""
+        with self._shared_lock:
+            self._users -= 1
+            if not self._users:
+                self.close()
 
     def close(self) -> None:
         """Ends the child, if there is one; the next texts start another."""
@@ -150,9 +160,9 @@ class IsolatedEncoder:
     def _ask(self, texts: pa.Array) -> Outputs:
         child = self._running()
         try:
-            child.send(TEXTS, pack(texts))
-            outputs, live = decode(child.receive(OUTPUTS, self._stall_timeout))
-        except _FailedError:
+            child.send(TEXTS, pack_texts(texts))
+            outputs, live = unpack_outputs(child.receive(OUTPUTS, self._stall_timeout))
+        except BaseException:  # whatever it is, the reply is still to come, and must not be taken for the next one
             self._end()
             raise
         LIVE.add(**live)
@@ -177,12 +187,15 @@ class IsolatedEncoder:
                         "the model cannot be run in a process of its own, not even on an empty text: "
                         f"{failure.args[1].removesuffix(_ALONE)}"
                     ) from None
+            except BaseException:
+                self._end()
+                raise
         raise AssertionError("unreachable")
 
     def _end(self) -> None:
-        if self._child is not None:
-            self._child.end()
-            self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -206,34 +219,43 @@ class _Child:
             stderr=subprocess.DEVNULL,
         )
         self._received = bytearray()
+        self._request = 0  # number of the last one
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def send(self, kind: bytes, data: bytes | pa.Buffer) -> None:
+        """Makes a request."""
         assert self._process.stdin
+        self._request += 1
         try:
-            self._process.stdin.write(encode(kind, len(data)))
+            self._process.stdin.write(HEAD.pack(kind, self._request, len(data)))
             self._process.stdin.write(data)
             self._process.stdin.flush()
         except OSError:
             raise self._dead() from None
 
     def receive(self, wanted: bytes, stall_timeout: float) -> bytes:
-        """The next message of a kind; any message is progress."""
+        """The reply to the last request, which is of this kind; any message is progress."""
         progress = time.monotonic()
         while True:
             message = self._next(progress + stall_timeout if stall_timeout else None)
             if message is None:
                 raise _FailedError("StallTimeout", f"no progress for {stall_timeout:g} seconds{_ALONE}")
             progress = time.monotonic()
-            kind, data = message
-            if kind == wanted:
-                return data
+            kind, request, data = message
+            if kind == BEAT:
+                continue
+            if request != self._request:
+                raise DistilbeamError(
+                    f"the process that computes rows apart answered request {request} and not {self._request}; "
+                    "nothing was taken from it: run the job again with --if-exists resume"
+                )
             if kind == ERROR:
                 raise _raised(json.loads(data))
-            assert kind == BEAT
+            assert kind == wanted
+            return data
 
     def end(self) -> None:
         self._process.kill()
@@ -243,24 +265,24 @@ class _Child:
                 assert pipe
                 pipe.close()
 
-    def _next(self, deadline: float | None) -> tuple[bytes, bytes] | None:
-        """The next message, or None if it does not come in time."""
-        head = len(encode(b"-", 0))
+    def _next(self, deadline: float | None) -> tuple[bytes, int, bytes] | None:
+        """Kind, request and data of the next message, or None if it does not come in time."""
+        assert self._process.stdout
+        pipe = self._process.stdout.fileno()
         while True:
-            if len(self._received) >= head:
-                length = int.from_bytes(self._received[1:head], "little")
-                if len(self._received) >= head + length:
-                    message = bytes(self._received[:1]), bytes(self._received[head : head + length])
-                    del self._received[: head + length]
-                    return message
-            assert self._process.stdout
-            pipe = self._process.stdout.fileno()
+            if len(self._received) >= HEAD.size:
+                kind, request, length = HEAD.unpack_from(self._received)
+                end = HEAD.size + length
+                if len(self._received) >= end:
+                    data = bytes(self._received[HEAD.size : end])
+                    del self._received[:end]
+                    return kind, request, data
             left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
             if left <= 0:
                 return None
             if deadline is not None:
                 WATCHDOG.beat()  # it is the child that may hang, and it is watched here
-            if select.select([pipe], [], [], left)[0]:
+            if _readable(pipe, left):
                 data = os.read(pipe, 1 << 20)
                 if not data:
                     raise self._dead()
@@ -279,6 +301,13 @@ class _Child:
             with suppress(ValueError):
                 how += f", {signal.Signals(-code).name}"
         return _FailedError("WorkerDied", f"the process ended with {how}{_ALONE}")
+
+
+def _readable(pipe: int, seconds: float) -> bool:
+    """Whether there is something to read, or the end, within some time; for descriptors above 1023 too."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        return bool(selector.select(seconds))
 
 
 def _raised(error: dict[str, str]) -> Exception:
