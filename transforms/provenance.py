@@ -63,7 +63,8 @@ class Provenance:
         version: what changes when the file does, as ``Part.version``.
         start: first byte or row of the part, as ``Part.start``.
         stop: end of the part, as ``Part.stop``.
-        attempt: how often work on the split was begun, this time included; above 1 an earlier attempt has died.
+        attempt: how often work on the split was begun and not ended, this time included; above 1 an earlier attempt
+            has died with its process (one that failed with an error has ended).
         split: id of the split, equal for equal input and reading settings.
         ordinal: position of the split in the plan, from 0.
         splits: number of splits in the plan.
