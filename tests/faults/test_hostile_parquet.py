@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distilbeam.transforms.input.decoding import _pieces
 from tests.faults import thrift
 from tests.faults.hostile import Outcome, read_all, read_one
 from tests.faults.table import FaultReport
@@ -267,6 +268,15 @@ def test_few_bytes_that_mean_many_rows_come_in_bounded_batches(
     )
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_binary()])
+def test_one_text_in_a_dictionary_that_stands_for_many_is_bounded_as_written_out(kind: pa.DataType) -> None:
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array(["x" * (1 << 20)]).cast(kind))
+    batch = pa.RecordBatch.from_arrays([text, pa.array(range(3000))], ["text", "n"])
+    pieces = list(_pieces(batch, 8 << 20))
+    assert [value for piece in pieces for value in piece["n"].to_pylist()] == list(range(3000))
+    assert max(piece["text"].dictionary_decode().nbytes for piece in pieces) <= 9 << 20
+
+
 def test_cut_at_every_twentieth(tmp_path: Path, fault_report: FaultReport) -> None:
     data = _plain()
     paths = []
@@ -347,7 +357,8 @@ def test_the_decoder_dies_with_its_parent_even_while_it_computes(tmp_path: Path)
         """
         import sys, pyarrow as pa
         from distilbeam.transforms.input import sandbox
-        from distilbeam.transforms.input.formats import parquet
+        from distilbeam.transforms.input.decoding import _pieces
+from distilbeam.transforms.input.formats import parquet
         sandbox.warm()
         print(sandbox._SANDBOX._idle[0].pid, flush=True)
         schema = pa.schema([("text", pa.string())])

@@ -224,6 +224,35 @@ def test_a_job_that_was_taken_for_dead(output: str, monkeypatch: pytest.MonkeyPa
     assert commits(output) == [2]
 
 
+def test_a_job_that_was_taken_for_dead_and_places_a_file_late(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on while the other job cleans up, and then finds its staged files gone."""
+    slow, quick = Plan(lines=21), Plan(lines=15, settings=OTHER)
+    place, save = commit_module._place, commit_module._save
+    waiting: list[Any] = []
+
+    def stall(state: OutputState, staged: Any, final: Any) -> None:
+        if not waiting and final.path.endswith(slow_path):
+            waiting.append((state, staged, final))
+            commit(output, quick.write_all(output, SHARDS), if_exists="overwrite", base=begin(output, "overwrite"))
+        place(state, staged, final)
+
+    def late(state: OutputState, manifest: Any, target: Any) -> None:
+        save(state, manifest, target)
+        if waiting and manifest.commit == 2:
+            place(*waiting[0])
+
+    monkeypatch.setattr(commit_module, "concurrently", lambda function, items: [function(item) for item in items])
+    monkeypatch.setattr(commit_module, "_place", stall)
+    monkeypatch.setattr(commit_module, "_save", late)
+    records = slow.write_all(output, SHARDS)
+    slow_path = final_record(records[0]).shards[0].path
+    with pytest.raises(OutputError, match="another job has committed"):
+        commit(output, records)
+    assert waiting
+    check_settled(output)
+    assert visible_rows(output) == quick.rows
+
+
 def test_a_number_that_was_free_again_is_not_taken(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between look and claim of a slow job, another one dies at number 1, and a third commits as 2 and removes 1."""
     slow, quick = Plan(lines=21), Plan(lines=15, settings=OTHER)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 __all__ = ["MAX_RANGES", "Damaged", "Source", "allowance", "look", "open_file", "ranges", "read_rows"]
@@ -17,6 +18,7 @@ __all__ = ["MAX_RANGES", "Damaged", "Source", "allowance", "look", "open_file", 
 MAX_RANGES = 16
 """A row group is cut into at most so many ranges, since each range decodes the rows before it again."""
 
+_TEXTS = ("string", "binary")
 _MAX_COLUMNS = 100_000
 _MAX_DEPTH = 100
 _MAX_ALLOWANCE = 4 << 30
@@ -197,13 +199,25 @@ def _decoded(
 
 
 def _pieces(batch: pa.RecordBatch, most: int) -> Iterator[pa.RecordBatch]:
-    size, half = batch.nbytes, batch.num_rows // 2
-    # A dictionary comes along with every piece, so halving may not help.
-    if size <= most or not half or 4 * (front := batch.slice(0, half)).nbytes > 3 * size < 8 * most:
+    size, half = _unpacked_bytes(batch), batch.num_rows // 2
+    # A dictionary inside of a struct or list comes along with every piece, so halving may not help.
+    if size <= most or not half or 4 * _unpacked_bytes(front := batch.slice(0, half)) > 3 * size < 8 * most:
         yield batch
         return
     yield from _pieces(front, most)
     yield from _pieces(batch.slice(half), most)
+
+
+def _unpacked_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes of a batch once texts in dictionaries are written out: one value may stand for very many rows."""
+    size = 0
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type) and str(column.type.value_type).removeprefix("large_") in _TEXTS:
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            size += pc.sum(lengths.cast(pa.int64()), min_count=0).as_py()
+        else:
+            size += column.nbytes
+    return size
 
 
 def _leaves(schema: pq.ParquetSchema, columns: Collection[str]) -> list[int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -95,7 +95,8 @@ def commit(
         records: one record for each split of the plan, in any order.
         if_exists: what to do with an output that is there already: ``error``, ``overwrite`` or ``resume``.
         limit: how many rejects are allowed; None for any number.
-        base: what ``begin`` found at the start of the job; None if the job begins now.
+        base: what ``begin`` found at the start of the job; None if the job begins now. What the plan of the records
+            saw counts as well.
 
     Raises:
         OutputError: the records are not one complete plan, a file cannot be placed, or another job has committed
@@ -108,7 +109,8 @@ def commit(
     if len(target.files) < sum(len(record.files) for record in target.records):
         raise OutputError("two splits have the same file names; set max_shard_bytes to another value and run again")
     state = OutputState.read(output)
-    base = base or state.base()
+    # What the plan found finished, or did not find, was so when it looked, which may be before the job's own look.
+    base = (base or state.base()).earliest(*(record.base for record in records))
     if _is_overtaken(state, base, target):
         raise other_job(output)
     check_rejects(output, records, limit or RejectLimit())
@@ -123,6 +125,7 @@ def commit(
         # The same commit may run twice at once, as runners do, and the other one may have been quicker.
         now = OutputState.read(output)
         if _is_overtaken(now, base, target):
+            _withdraw(output, target)
             raise other_job(output) from error
         if now.manifest is None or now.unfinished or now.manifest.digest != target.digest:
             raise
@@ -132,7 +135,7 @@ def commit(
 
 def _is_overtaken(state: OutputState, base: Base, target: Manifest) -> bool:
     """Whether the newest commit is neither the one that the job began with, nor its own, nor one that it finishes."""
-    if (state.commit, state.newest) == (base.commit, base.newest):
+    if (state.commit, state.newest) == base.seen:
         return False
     try:
         entry = state.unfinished[-1] if state.unfinished else load_entry(state.output, state.newest)
@@ -176,7 +179,7 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
     manifest = replace(target, records=tuple(placed), commit=number)
     _check_claim(output, number, target)
     _save(state, manifest, target)
-    _clean(state, number)
+    _clean(state, number, target)
     return manifest
 
 
@@ -310,11 +313,18 @@ def _save(state: OutputState, manifest: Manifest, target: Manifest) -> None:
         raise other_job(state.output)
 
 
-def _clean(state: OutputState, number: int) -> None:
+def _clean(state: OutputState, number: int, target: Manifest) -> None:
     """Removes what attempts have left: temporary files, staged splits, and entries that led nowhere."""
-    leftovers = [path for path in state.present if _TEMPORARY.fullmatch(path)]
-    leftovers += [entry_path(entry) for entry in _abandoned(state, number)]
-    concurrently(lambda path: filesystems.delete(filesystems.join(state.output, path)), leftovers)
+
+    def remove(paths: Iterable[str]) -> None:
+        concurrently(lambda path: filesystems.delete(filesystems.join(state.output, path)), sorted(paths))
+
+    abandoned = _abandoned(state, number)
+    # A job that was taken for dead may have placed files since its folder was listed.
+    added = {file.path for entry in state.unfinished if entry.commit in abandoned for file in entry.added}
+    remove(path for path in added - target.files if is_placed(path))
+    remove(path for path in state.present if _TEMPORARY.fullmatch(path))
+    remove(entry_path(entry) for entry in abandoned)
     if any(path.startswith(f"{STAGING}/") for path in state.present):
         filesystems.delete(filesystems.join(state.output, STAGING))
 
