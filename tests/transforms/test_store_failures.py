@@ -17,7 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from distilbeam.transforms.errors import InputError, OutputError
-from distilbeam.transforms.storage import filesystems, retries
+from distilbeam.transforms.storage import filesystems, retries, stores
 
 DATA = bytes(range(256)) * 40
 URL = "memory://failures/a.bin"
@@ -204,3 +204,15 @@ def test_the_time_of_all_tries_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(waited) < 7
     assert time.monotonic() - start < 5
     monkeypatch.undo()
+
+
+def test_an_upload_begins_at_the_start_where_opening_shares_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, which has no /proc, and whose /dev/fd gives the very position of the descriptor."""
+    there = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: not str(path).startswith("/proc/") and there(path))
+    with stores.unnamed_file() as (stream, name):
+        assert not name.startswith(("/proc/", "/dev/"))
+        stream.write(DATA)
+        stream.flush()
+        assert Path(name).read_bytes() == DATA
+    assert not Path(name).exists()

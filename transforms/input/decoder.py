@@ -6,12 +6,14 @@ It holds no credentials and opens no files: the bytes come through a descriptor 
 Messages are a letter, a length (uint64, little endian) and that many bytes. To this process: ``Q`` a request (JSON,
 perhaps with a descriptor), ``R`` the bytes it has asked for. From it: ``R`` asks for bytes (offset and length, uint64),
 ``S`` a schema, ``N`` ranges of rows (JSON), ``B`` a batch as an IPC stream of its own, ``T`` nothing but that it is
-alive, ``E`` an error (JSON), and at last ``D``, with ``again`` if it can take another request.
+alive, ``E`` an error (JSON, with ``errno`` where the disk is at fault and not the file), and at last ``D``, with
+``again`` if it can take another request.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +21,7 @@ import resource
 import socket
 import struct
 import sys
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -40,12 +43,14 @@ class _Worker:
         self._connection = connection
         self._base = _address_space()
         self._hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        self._errno = 0  # of the disk, for the file at hand
 
     def serve(self) -> None:
         while (message := receive(self._connection, True)) is not None:
             _, body, descriptor = message
             request = json.loads(body)
             failure: dict[str, Any] | None = None
+            self._errno = 0
             try:
                 self._limit(request["memory"])
                 self._answer(request, descriptor)
@@ -62,6 +67,8 @@ class _Worker:
                 if descriptor is not None:
                     os.close(descriptor)
             self._limit(None)
+            if self._errno:
+                failure = {"errno": self._errno}
             if failure is not None:
                 self._send(b"E", json.dumps(failure).encode())
             pa.default_memory_pool().release_unused()
@@ -76,7 +83,7 @@ class _Worker:
         size = request["size"]
         fetch = self._fetch
         if descriptor is not None:
-            fetch = lambda offset, length: os.pread(descriptor, length, offset)  # noqa: E731
+            fetch = partial(self._read, descriptor)
         file = open_file(Source(fetch, size), size, request["buffer"])
         if request["what"] == "look":
             schema, found = look(file, request["columns"], request["split_bytes"], size, self._alive)
@@ -109,6 +116,14 @@ class _Worker:
     def _report(self) -> None:
         self._send(b"T", b"")
         self._alive()
+
+    def _read(self, descriptor: int, offset: int, length: int) -> bytes:
+        try:
+            return os.pread(descriptor, length, offset)
+        except OSError as error:
+            if offset >= 0:  # a footer may lie so that it is not
+                self._errno = error.errno or errno.EIO
+            raise
 
     def _fetch(self, offset: int, length: int) -> bytes:
         self._send(b"R", _PLACE.pack(offset, length))

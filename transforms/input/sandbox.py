@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -55,16 +56,20 @@ class _Process:
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
-        with there:
-            self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", _MODULE, str(there.fileno())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=environment,
-                pass_fds=[there.fileno()],
-            )
+        try:
+            with there:
+                self._process = subprocess.Popen(  # noqa: S603
+                    [sys.executable, "-m", _MODULE, str(there.fileno())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",
+                    env=environment,
+                    pass_fds=[there.fileno()],
+                )
+        except BaseException:
+            here.close()
+            raise
         here.settimeout(_STALL)
         self._socket = here
         self.pid = self._process.pid
@@ -78,38 +83,40 @@ class _Process:
     ) -> Iterator[Message]:
         """Puts a request and gives the answers, up to ``D``.
 
+        What ``fetch`` raises comes out as it is: a lost connection to a store says nothing of the file.
+
         Raises:
             DecoderError: the process has died, or says that the file cannot be decoded.
+            OSError: the file on this machine cannot be read.
         """
-        try:
-            body = json.dumps(request).encode()
-            head = HEADER.pack(b"Q", len(body))
+        body = json.dumps(request).encode()
+        head = HEADER.pack(b"Q", len(body))
+        with self._talking():
             if descriptor is None:
                 self._socket.sendall(head)
             else:
                 socket.send_fds(self._socket, [head], [descriptor])
             self._socket.sendall(body)
-            failure: str | None = None
-            while (message := receive(self._socket, False)) is not None:
-                kind, body, _ = message
-                if kind == b"R":
-                    data = self._fetched(fetch, body)
+        failure: Exception | None = None
+        while True:
+            with self._talking():
+                message = receive(self._socket, False)
+            if message is None:
+                raise DecoderError(self._cause_of_death())
+            kind, body, _ = message
+            if kind == b"R":
+                data = fetch(*_PLACE.unpack(body))
+                with self._talking():
                     self._socket.sendall(HEADER.pack(b"R", len(data)))
                     self._socket.sendall(data)
-                elif kind == b"E":
-                    failure = _told(json.loads(body), request["memory"])
-                else:
-                    yield kind, body
-                    if kind == b"D" and failure is None:
-                        return
-                    if kind == b"D":
-                        raise DecoderError(failure)
-        except TimeoutError:
-            self.close()
-            raise DecoderError(f"its decoder gave no sign of life for {_STALL:.0f} s") from None
-        except ConnectionError:
-            pass
-        raise DecoderError(self._cause_of_death())
+            elif kind == b"E":
+                failure = _told(json.loads(body), request["memory"])
+            else:
+                yield kind, body
+                if kind == b"D":
+                    if failure is not None:
+                        raise failure
+                    return
 
     def close(self) -> None:
         """Ends the process."""
@@ -119,9 +126,16 @@ class _Process:
         if self._process.stdin:
             self._process.stdin.close()
 
-    def _fetched(self, fetch: Callable[[int, int], bytes], body: bytes) -> bytes:
-        offset, length = _PLACE.unpack(body)
-        return fetch(offset, length)
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Takes what fails for the end of the decoder; only what uses the socket belongs inside."""
+        try:
+            yield
+        except TimeoutError:
+            self.close()
+            raise DecoderError(f"its decoder gave no sign of life for {_STALL:.0f} s") from None
+        except ConnectionError:
+            raise DecoderError(self._cause_of_death()) from None
 
     def _cause_of_death(self) -> str:
         try:
@@ -131,20 +145,24 @@ class _Process:
         if code == -signal.SIGXCPU:
             return "its decoder computed for 10 s and came no further, as it does for damaged or hostile files"
         if code < 0:
-            name = signal.Signals(-code).name
+            name = f"signal {-code}"  # those of real time have no names
+            with suppress(ValueError):
+                name = signal.Signals(-code).name
             return f"its decoder was ended by {name}, as it is by damaged or hostile files, or for want of memory"
         return f"its decoder ended with status {code}"
 
 
-def _told(failure: dict[str, Any], memory: int) -> str:
+def _told(failure: dict[str, Any], memory: int) -> Exception:
+    if "errno" in failure:
+        return OSError(failure["errno"], os.strerror(failure["errno"]))
     if "reason" in failure:
-        return str(failure["reason"])
+        return DecoderError(failure["reason"])
     if "memory" in failure:
-        return (
+        return DecoderError(
             f"it takes more memory to decode than decode_bytes={memory} allows, as bombs do; if the file is sound, "
             "raise decode_bytes, or write it anew with smaller pages"
         )
-    return f"it is damaged, or Arrow cannot read what it holds ({failure['error']})"
+    return DecoderError(f"it is damaged, or Arrow cannot read what it holds ({failure['error']})")
 
 
 class Sandbox:
@@ -164,10 +182,11 @@ class Sandbox:
         Args:
             request: what to do; ``memory`` are the bytes it may take.
             stream: the file on this machine, or
-            fetch: what gives up to some bytes from an offset.
+            fetch: what gives up to some bytes from an offset; what it raises comes out as it is.
 
         Raises:
             DecoderError: the file cannot be decoded.
+            OSError: the file on this machine cannot be read.
         """
         process = self._taken()
         again = False
@@ -183,8 +202,14 @@ class Sandbox:
         """Starts a decoder unless one waits, so that the first file need not wait for it."""
         with self._lock:
             self._disown()
+            if self._idle:
+                return
+        process = _Process()
+        with self._lock:
             if not self._idle:
-                self._idle.append(_Process())
+                self._idle.append(process)
+                return
+        process.close()
 
     def close(self) -> None:
         """Ends all decoders."""
@@ -199,9 +224,11 @@ class Sandbox:
             self._disown()
             while self._idle and not self._idle[-1].is_alive:
                 self._idle.pop().close()
-            process = self._idle.pop() if self._idle else _Process()
+            process = self._idle.pop() if self._idle else None
+        process = process or _Process()  # other threads need not wait for it
+        with self._lock:
             self._busy.add(process)
-            return process
+        return process
 
     def _give_back(self, process: _Process, again: bool) -> None:
         with self._lock:

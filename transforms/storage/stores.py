@@ -18,6 +18,7 @@ from .retries import SizeError, retry
 
 __all__ = [
     "RemoteFile",
+    "StoreError",
     "create_locally",
     "fetch",
     "find",
@@ -26,9 +27,14 @@ __all__ = [
     "read_all",
     "remove",
     "remove_file",
+    "sync_folder",
     "unnamed_file",
     "write",
 ]
+
+
+class StoreError(OSError):
+    """What a driver has raised as an EOFError or a bare OSError, which would be told for a damaged file."""
 
 
 class RemoteFile(io.RawIOBase):
@@ -58,7 +64,12 @@ class RemoteFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         left = max(self.size - self._position, 0)
         wanted = left if size is None or size < 0 else min(size, left)
-        data = retry(lambda: self._fetch(wanted)) if wanted else b""
+        try:
+            data = retry(lambda: self._fetch(wanted)) if wanted else b""
+        except (OSError, EOFError) as error:
+            if isinstance(error, EOFError) or (type(error) is OSError and error.errno is None):
+                raise StoreError(f"{type(error).__name__}: {error}") from error
+            raise
         self._position += len(data)
         return data
 
@@ -193,9 +204,10 @@ def remove_file(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
 
 @contextmanager
 def unnamed_file() -> Iterator[tuple[BinaryIO, str]]:
-    """A file to write and a path to read it by, of which nothing is left when the process is killed."""
+    """A file to write and a path to read it by, of which nothing is left when the process is killed, given /proc."""
     with tempfile.TemporaryFile() as stream:
-        path = f"/dev/fd/{stream.fileno()}"
+        # Not /dev/fd: what is opened there may share the position, which is at the end.
+        path = f"/proc/self/fd/{stream.fileno()}"
         if os.path.exists(path):  # noqa: PTH110 - an open file, not a place
             yield stream, path
             return
@@ -217,11 +229,16 @@ def create_locally(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # so that the new name survives a power cut too
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def _walk(filesystem: LocalFileSystem, folder: str) -> Iterator[dict[str, Any]]:
