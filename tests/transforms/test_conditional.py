@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from distilbeam.transforms.errors import InputError, OutputError
 from distilbeam.transforms.storage import conditional, filesystems
@@ -236,6 +237,62 @@ def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not create(str(path), b"two")
     assert path.read_bytes() == b"one"
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_without_hard_links_keeps_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, refused = os.fsync, []
+
+    def refuse(*_: object) -> None:
+        refused.append(1)
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def full(descriptor: int) -> None:
+        if refused:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "fsync", full)
+    path = tmp_path / "a.json"
+    with pytest.raises(OutputError, match="the disk is full"):
+        create(str(path), b"one")
+    assert refused
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "fsync", sync)
+    assert create(str(path), b"two")
+
+
+def test_a_store_without_conditions_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = MemoryFileSystem.pipe_file, []
+
+    def pipe_file(self: Any, path: str, data: bytes, **more: Any) -> None:
+        calls.append(path)
+        if len(calls) % 3 == 1:
+            raise ConnectionResetError("by peer")
+        whole(self, path, data[:1] if len(calls) % 3 == 2 else data, **more)
+
+    url = f"memory://{uuid.uuid4().hex}/a.json"
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert create(url, b"one")
+    assert (len(calls), filesystems.read_bytes(url)) == (3, b"one")
+    assert replace(url, b"two", read(url)[1])
+    assert (len(calls), filesystems.read_bytes(url)) == (6, b"two")
+    forget(url)
+
+
+def test_writes_to_a_store_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, all_at_once = MemoryFileSystem.pipe_file, threading.Barrier(CLIENTS, timeout=5)
+
+    def pipe_file(self: Any, path: str, data: bytes, **more: Any) -> None:
+        all_at_once.wait()
+        whole(self, path, data, **more)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    monkeypatch.setattr(conditional, "_kind", lambda url: "other")
+    folder = f"memory://{uuid.uuid4().hex}"
+    assert len(race(lambda number: create(f"{folder}/{number}", b"x"))) == CLIENTS
+    forget(folder)
 
 
 def test_a_temporary_file_that_another_job_cleans_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,18 @@ from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClient
 from s3fs.errors import translate_boto_error
 
 from distilbeam.transforms.storage import retries
-from distilbeam.transforms.storage.retries import SizeError, is_transient, retry
+from distilbeam.transforms.storage.retries import SizeError, http_status, is_transient, retry
 
 
 def answer(status: int, code: str) -> ClientError:
     response = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return ClientError(response, "GetObject")
+
+
+def test_the_status_that_a_driver_carries() -> None:
+    assert http_status(answer(412, "PreconditionFailed")) == 412
+    assert http_status(chained(answer(501, "NotImplemented"))) == 501
+    assert http_status(OSError(5, "of a disk")) is None
 
 
 def chained(cause: BaseException) -> OSError:

@@ -22,21 +22,21 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from distilbeam.transforms.errors import DistilbeamError, InputError, OutputError
 
-from . import filesystems
-from .retries import retry
+from . import filesystems, stores
+from .retries import http_status, retry
 
 __all__ = ["create", "read", "replace"]
 
 _KINDS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 _VERSIONS = {"s3": "ETag", "gs": "generation", "az": "etag"}
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-_MEMORY = threading.Lock()
+_MEMORY_LOCK = threading.Lock()  # the only lock that a store in memory needs: no other process sees it
 _TRIES = 5
 
 
@@ -53,9 +53,8 @@ def read(url: str) -> tuple[bytes, str]:
         data = filesystems.read_bytes(url)
         return data, hashlib.sha256(data).hexdigest()
     filesystem, path = filesystems.resolve(url)
-    with _failing(InputError, "look at", url):
-        filesystem.invalidate_cache()
-        version = str(retry(lambda: filesystem.info(path))[key])
+    with filesystems.failing_as(InputError, "look at", url):
+        version = str(stores.info(filesystem, path)[key])
     return filesystems.read_bytes(url), version
 
 
@@ -91,14 +90,15 @@ def replace(url: str, data: bytes, version: str) -> bool:
 def _write(url: str, data: bytes, version: str | None) -> bool:
     filesystem, path = filesystems.resolve(url)
     kind = _kind(url)
-    with _failing(OutputError, "write", url):
+    with filesystems.failing_as(OutputError, "write", url):
         try:
             if kind == "local":
                 done = _link(Path(path), data) if version is None else _swap(Path(path), data, version)
             elif kind in _VERSIONS:
                 done = _put(filesystem, path, data, kind, version)
             else:
-                done = _look_and_write(filesystem, path, data, version)
+                with _MEMORY_LOCK if kind == "memory" else nullcontext():
+                    done = _look_and_write(filesystem, path, data, version)
         except DistilbeamError:
             raise
         except Exception:
@@ -122,7 +122,7 @@ def _put(filesystem: Any, path: str, data: bytes, kind: str, version: str | None
         except Exception as error:
             if _is_unknown(error):
                 return _look_and_write(filesystem, path, data, version, _VERSIONS[kind])
-            status = _status(error)
+            status = http_status(error)
             if status == 412:
                 return False
             if status != 409 or attempt == _TRIES - 1:
@@ -165,21 +165,22 @@ def _request(filesystem: Any, path: str, data: bytes, kind: str, version: str | 
 
 
 def _look_and_write(filesystem: Any, path: str, data: bytes, version: str | None, key: str | None = None) -> bool:
-    """As good as it gets where the store knows no conditions; exact for memory, which only this process sees."""
-    with _MEMORY:
-        filesystem.invalidate_cache()
-        if version is None:
-            if filesystem.exists(path):
-                return False
-        else:
-            try:
-                now = filesystem.info(path)[key] if key else hashlib.sha256(filesystem.cat_file(path)).hexdigest()
-            except FileNotFoundError:
-                return False
-            if now != version:
-                return False
-        filesystem.pipe_file(path, data)
-        return True
+    """As good as it gets where the store knows no conditions."""
+    found = stores.find_info(filesystem, path)
+    if version is None:
+        if found is not None:
+            return False
+    else:
+        if found is None:
+            return False
+        try:
+            now = str(found[key]) if key else hashlib.sha256(stores.read_all(filesystem, path)).hexdigest()
+        except FileNotFoundError:
+            return False
+        if now != version:
+            return False
+    stores.write(filesystem, path, len(data), lambda: filesystem.pipe_file(path, data))
+    return True
 
 
 def _link(path: Path, data: bytes) -> bool:
@@ -194,8 +195,9 @@ def _link(path: Path, data: bytes) -> bool:
                 except OSError as error:
                     if error.errno not in _NO_LINKS:
                         raise
-                    return _write_exclusively(path, data)
-            _sync(path.parent)
+                    if not _write_exclusively(path, data):
+                        return False
+            stores.sync_folder(path.parent)
             return True
         except FileNotFoundError:  # the commit of another job has removed the temporary file
             if attempt == _TRIES - 1:
@@ -205,12 +207,17 @@ def _link(path: Path, data: bytes) -> bool:
 
 def _write_exclusively(path: Path, data: bytes) -> bool:
     try:
-        with open(path, "xb") as stream:
+        stream = open(path, "xb")  # noqa: SIM115 - closed below
+    except FileExistsError:
+        return False
+    try:
+        with stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-    except FileExistsError:
-        return False
+    except BaseException:  # the half of it would stand in the way of all that come after
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 
@@ -224,9 +231,8 @@ def _swap(path: Path, data: bytes, version: str) -> bool:
             return False
         if now != version:
             return False
-        with _beside(path, data) as temporary:
-            temporary.replace(path)
-        _sync(path.parent)
+        with stores.create_locally(path) as stream:
+            stream.write(data)
         return True
 
 
@@ -259,14 +265,6 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # so that the new name survives a power cut too
-    finally:
-        os.close(descriptor)
-
-
 def _holds(url: str, data: bytes) -> bool:
     """Whether the file has these bytes; no, if it cannot be read."""
     try:
@@ -282,31 +280,6 @@ def _kind(url: str) -> str:
     return _KINDS.get(protocol, protocol)
 
 
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status in what a driver raised."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):  # of botocore
-            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        for name in ("status_code", "code"):
-            if isinstance(status := getattr(error, name, None), int):
-                return status
-        error = error.__cause__
-    return None
-
-
 def _is_unknown(error: Exception) -> bool:
     """Whether the store says that it knows no conditions."""
-    return getattr(error, "errno", None) == errno.ENOSYS or _status(error) == 501
-
-
-@contextmanager
-def _failing(kind: type[DistilbeamError], what: str, url: str) -> Iterator[None]:
-    try:
-        yield
-    except DistilbeamError:
-        raise
-    except FileNotFoundError as error:
-        raise kind(f"cannot {what} {url!r}: there is no such file or folder") from error
-    except Exception as error:
-        raise kind(f"cannot {what} {url!r}: {type(error).__name__}: {error}") from error
+    return getattr(error, "errno", None) == errno.ENOSYS or http_status(error) == 501

@@ -34,6 +34,7 @@ __all__ = [
     "delete",
     "download",
     "exists",
+    "failing_as",
     "file_info",
     "is_local",
     "join",
@@ -81,7 +82,7 @@ def resolve(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str
 def exists(url: str) -> bool:
     """Whether there is a file or folder."""
     filesystem, path = resolve(url)
-    with _failing_as(InputError, "look at", url):
+    with failing_as(InputError, "look at", url):
         return stores.find_info(filesystem, path) is not None
 
 
@@ -92,7 +93,7 @@ def file_info(url: str) -> FileInfo:
         InputError: there is no such file, or it cannot be looked at.
     """
     filesystem, path = resolve(url)
-    with _failing_as(InputError, "look at", url):
+    with failing_as(InputError, "look at", url):
         return _file_info(url, stores.info(filesystem, path))
 
 
@@ -103,7 +104,7 @@ def read_bytes(url: str) -> bytes:
         InputError: there is no such file, or it cannot be read.
     """
     filesystem, path = resolve(url)
-    with _failing_as(InputError, "read", url):
+    with failing_as(InputError, "read", url):
         if is_local(url):
             return Path(path).read_bytes()
         return stores.read_all(filesystem, path)
@@ -123,7 +124,7 @@ def open_input(url: str, cache: str = "readahead") -> BinaryIO:
         InputError: there is no such file, or it cannot be opened.
     """
     filesystem, path = resolve(url)
-    with _failing_as(InputError, "open", url):
+    with failing_as(InputError, "open", url):
         if is_local(url):
             return open(path, "rb")
         return stores.RemoteFile(filesystem, path, cache)  # type: ignore[return-value]
@@ -136,7 +137,7 @@ def download(url: str, path: str | os.PathLike[str]) -> None:
         InputError: there is no such file, it cannot be read, or the copy cannot be written.
     """
     filesystem, source = resolve(url)
-    with _failing_as(InputError, "fetch", url):
+    with failing_as(InputError, "fetch", url):
         stores.fetch(filesystem, source, os.fspath(path))
 
 
@@ -151,7 +152,7 @@ def write_bytes(url: str, data: bytes) -> None:
             stream.write(data)
         return
     filesystem, path = resolve(url)
-    with _failing_as(OutputError, "write", url):
+    with failing_as(OutputError, "write", url):
         stores.write(filesystem, path, len(data), lambda: filesystem.pipe_file(path, data))
 
 
@@ -176,7 +177,7 @@ def create(url: str) -> Iterator[BinaryIO]:
                 yield stream
                 stream.flush()
                 size = stream.tell()
-                with _failing_as(OutputError, "write", url):
+                with failing_as(OutputError, "write", url):
                     stores.write(filesystem, path, size, lambda: filesystem.put_file(name, path))
     except OSError as error:
         raise OutputError(f"cannot write {url!r}: {cause(error)}") from error
@@ -192,7 +193,7 @@ def move(source: str, target: str) -> None:
     """
     filesystem, old = resolve(source)
     _, new = resolve(target)
-    with _failing_as(OutputError, "move", source):
+    with failing_as(OutputError, "move", source):
         if is_local(source):
             Path(new).parent.mkdir(parents=True, exist_ok=True)
             Path(old).replace(new)
@@ -209,7 +210,7 @@ def delete(url: str) -> None:
         OutputError: it cannot be deleted.
     """
     filesystem, path = resolve(url)
-    with _failing_as(OutputError, "delete", url):
+    with failing_as(OutputError, "delete", url):
         if not is_local(url):
             stores.remove(filesystem, path)
         elif Path(path).is_dir() and not Path(path).is_symlink():
@@ -227,12 +228,8 @@ def sync(folder: str) -> None:
     if not is_local(folder):
         return
     _, path = resolve(folder)
-    with _failing_as(OutputError, "sync", folder), suppress(FileNotFoundError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with failing_as(OutputError, "sync", folder), suppress(FileNotFoundError):
+        stores.sync_folder(Path(path))
 
 
 def list_files(url: str) -> list[FileInfo]:
@@ -242,7 +239,7 @@ def list_files(url: str) -> list[FileInfo]:
         InputError: the folder, or one below it, cannot be listed.
     """
     filesystem, path = resolve(url)
-    with _failing_as(InputError, "list", url):
+    with failing_as(InputError, "list", url):
         return _sorted(url, stores.find(filesystem, path))
 
 
@@ -257,7 +254,7 @@ def match_files(pattern: str) -> list[FileInfo]:
         InputError: nothing matches, or the store cannot be listed.
     """
     filesystem, path = resolve(pattern)
-    with _failing_as(InputError, "list", pattern):
+    with failing_as(InputError, "list", pattern):
         there = stores.find_info(filesystem, path)
         if there and there["type"] == "file":
             return [_file_info(pattern if not is_local(pattern) else path, there)]
@@ -315,7 +312,8 @@ def _is_visible(path: str, root: str, pattern: str = "") -> bool:
 
 
 @contextmanager
-def _failing_as(kind: type[DistilbeamError], what: str, url: str) -> Iterator[None]:
+def failing_as(kind: type[DistilbeamError], what: str, url: str) -> Iterator[None]:
+    """Turns what a disk or a driver raises into an error of ours that names the file and holds no credentials."""
     try:
         yield
     except DistilbeamError:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["SizeError", "is_transient", "retry"]
+__all__ = ["SizeError", "http_status", "is_transient", "retry"]
 
 T = TypeVar("T")
 
@@ -93,6 +93,12 @@ def is_transient(error: BaseException) -> bool:
         if code in _CODES or status is not None:
             return code in _CODES or status in _STATUSES
     return bool(names & _NAMES) or any(isinstance(each, (SizeError, *_TYPES)) for each in chain)
+
+
+def http_status(error: BaseException) -> int | None:
+    """The status that a store has answered with, if an exception of its driver carries one."""
+    statuses = (_answer(each)[0] for each in _causes(error))
+    return next((status for status in statuses if status is not None), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
