@@ -153,4 +153,4 @@ def _noted(provenance: Provenance, split: Split, attempt: int) -> Provenance:
     if not provenance.last:
         return replace(provenance, attempt=attempt)
     schema = "" if provenance.finished else base64.b64encode(split.schema).decode()
-    return replace(provenance, attempt=attempt, record=split.record, schema=schema)
+    return replace(provenance, attempt=attempt, record=split.record, schema=schema, base=split.base)

@@ -157,10 +157,10 @@ class _Begin(beam.DoFn):
 class _WriteSplits(beam.DoFn):
     """Batches -> one record for each split, in the bundle that brings them."""
 
-    def __init__(self, output: str, shards: ShardSettings, limit: RejectLimit | None = None) -> None:
+    def __init__(self, output: str, shards: ShardSettings, limit: RejectLimit) -> None:
         self._output = output
         self._shards = shards
-        self._limit = limit or RejectLimit()
+        self._limit = limit
         self._rows = Metrics.counter("distilbeam", "rows_written")
         self._rejects = Metrics.counter("distilbeam", "rows_rejected")
         self._files = Metrics.counter("distilbeam", "shards_written")
@@ -174,12 +174,12 @@ class _WriteSplits(beam.DoFn):
         self._abort()  # of a bundle that failed in another step
 
     @discreet
-    def process(self, batch: pa.RecordBatch, base: Base | None = None) -> Iterator[SplitRecord]:
+    def process(self, batch: pa.RecordBatch, base: Base) -> Iterator[SplitRecord]:
         try:
             record = self._write(batch)
         except BaseException as error:
             self._abort()
-            if base is not None and isinstance(error, (InputError, OutputError)) and self._overtaken(base):
+            if isinstance(error, (InputError, OutputError)) and self._overtaken(base, batch):
                 raise other_job(self._output) from error
             raise
         if record is not None:
@@ -216,10 +216,10 @@ class _WriteSplits(beam.DoFn):
         del self._open[provenance.split]
         return record
 
-    def _overtaken(self, base: Base) -> bool:
+    def _overtaken(self, base: Base, batch: pa.RecordBatch) -> bool:
         """Whether the commit of another job may have removed what was staged here."""
-        with suppress(InputError):
-            return was_overtaken(self._output, base)
+        with suppress(InputError, OutputError):  # there may be no provenance
+            return was_overtaken(self._output, base.earliest(_provenance(batch).base))
         return False
 
     def _abort(self) -> None:
@@ -252,7 +252,7 @@ class _Commit(beam.DoFn):
         self._limit = limit
 
     @discreet
-    def process(self, records: list[SplitRecord], base: Base | None = None) -> Iterator[dict[str, Any]]:
+    def process(self, records: list[SplitRecord], base: Base) -> Iterator[dict[str, Any]]:
         manifest = commit(self._output, records, if_exists=self._if_exists, limit=self._limit, base=base)
         yield manifest.summary(self._output)
 

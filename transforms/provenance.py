@@ -80,6 +80,7 @@ class Provenance:
         finished: the split needs no work, since the output already has it; the batch has no rows.
         record: ``Split.record`` of a finished split.
         schema: ``Split.schema`` in base64, in the last batch of a split alone.
+        base: ``Split.base``, in the last batch of a split alone.
         text: the text columns, joined in this order.
         separator: what joins several text columns.
         id: the id column, if any.
@@ -109,6 +110,7 @@ class Provenance:
     finished: bool = False
     record: str = ""
     schema: str = ""
+    base: tuple[int, int] | None = None
     text: tuple[str, ...] = ()
     separator: str = " "
     id: str | None = None
@@ -126,6 +128,7 @@ class Provenance:
         values = json.loads(encoded)
         for name in ("text", "transient", "models"):
             values[name] = tuple(values[name])
+        values["base"] = values["base"] and tuple(values["base"])
         values["rejects"] = tuple(Reject(**reject) for reject in values["rejects"])
         return cls(**values)
 

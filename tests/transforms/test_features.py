@@ -28,12 +28,14 @@ from distilbeam.transforms.errors import (
     RejectLimitError,
     SettingsError,
 )
-from distilbeam.transforms.features import SplitWriter, WriteFeatures, _Commit, _WriteSplits
+from distilbeam.transforms.features import SplitWriter, WriteFeatures, _Begin, _Commit, _WriteSplits
 from distilbeam.transforms.featurization import FeatureSpec
 from distilbeam.transforms.inference import Embed, Tokenize
+from distilbeam.transforms.output.history import Base
 from distilbeam.transforms.output.manifest import load_manifest
 from distilbeam.transforms.output.shards import ShardSettings
 from distilbeam.transforms.provenance import Provenance
+from distilbeam.transforms.rejects import RejectLimit
 from tests.plans import Plan, s3_bucket
 
 
@@ -57,14 +59,15 @@ def run_beam(output: Any, batches: list[list[pa.RecordBatch]], **settings: Any) 
 def run(output: Any, batches: list[list[pa.RecordBatch]], **settings: Any) -> dict[str, Any]:
     """The same without a runner, one bundle for each split."""
     transform = WriteFeatures(output, **{"max_rejects": None, **settings})
-    writing = _WriteSplits(transform._output, transform._shards)
+    (base,) = _Begin(transform._output, transform.if_exists).process(None)
+    writing = _WriteSplits(transform._output, transform._shards, RejectLimit())
     writing.setup()
     records = []
     for bundle in batches:
         writing.start_bundle()
-        records += [record for batch in bundle for record in writing.process(batch)]
+        records += [record for batch in bundle for record in writing.process(batch, base)]
         writing.finish_bundle()
-    (summary,) = _Commit(transform._output, transform.if_exists, transform._limit).process(records)
+    (summary,) = _Commit(transform._output, transform.if_exists, transform._limit).process(records, base)
     return dict(summary)
 
 
@@ -245,26 +248,27 @@ def test_interrupted_and_failed_bundles_leave_nothing(
     tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = ShardSettings(max_bytes=300)
-    writing = _WriteSplits(str(tmp_path), shards)
+    base = Base(0, 0, "job")
+    writing = _WriteSplits(str(tmp_path), shards, RejectLimit())
     writing.setup()
     for batch in plan.batches[0][:-1]:
-        assert not list(writing.process(batch))
+        assert not list(writing.process(batch, base))
     assert list(tmp_path.rglob("*.parquet"))
     writing.start_bundle()  # the bundle before has failed in another step
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
     for batch in plan.batches[0][:-1]:
-        assert not list(writing.process(batch))
+        assert not list(writing.process(batch, base))
 
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("distilbeam.transforms.output.split_writer.stage_record", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        list(writing.process(plan.batches[0][-1]))
+        list(writing.process(plan.batches[0][-1], base))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     monkeypatch.undo()
-    assert len([record for batch in plan.batches[0] for record in writing.process(batch)]) == 1
+    assert len([record for batch in plan.batches[0] for record in writing.process(batch, base)]) == 1
 
 
 def test_regrouped_batches_are_refused(tmp_path: Path, plan: Plan) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from distilbeam.transforms.documents import _Read
-from distilbeam.transforms.errors import InputError, OutputExistsError, SettingsError
-from distilbeam.transforms.features import WriteFeatures
+from distilbeam.transforms.documents import _Plan, _Read
+from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError, SettingsError
+from distilbeam.transforms.features import WriteFeatures, _Begin, _Commit, _WriteSplits
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.output.increments import Changes
 from distilbeam.transforms.output.manifest import load_manifest
 from distilbeam.transforms.provenance import Provenance
+from distilbeam.transforms.rejects import RejectLimit
 from distilbeam.transforms.storage import filesystems
 from tests.plans import s3_bucket
 from tests.recurring import Folder, Killed, forget, ids, rejects, run, snapshot
@@ -53,6 +55,34 @@ def model(weights: str) -> Callable[[], dict[str, Any]]:
 
 
 SETTINGS = {"model": "m", "features": []}
+
+
+class Job:
+    """The steps of a pipeline without a model, of which a runner may do Plan and Begin in any order."""
+
+    def __init__(self, folder: str, if_exists: str, *, incremental: bool, split_bytes: int) -> None:
+        self.settings = ReadSettings(path=folder, split_bytes=split_bytes)
+        self.if_exists = if_exists
+        self.ledger = WriteFeatures(OUT, if_exists=if_exists).ledger(incremental=incremental)
+
+    def plan(self) -> list[Any]:
+        return _passed_on(_Plan(self.settings, self.ledger).process(None))
+
+    def work(self, planned: list[Any]) -> dict[str, Any]:
+        """All that comes after Plan; gives the summary."""
+        limit = RejectLimit()
+        (base,) = _passed_on(_Begin(OUT, self.if_exists).process(None))
+        batches = [batch for split in planned for batch in _Read(self.settings, self.ledger).process(split)]
+        writing = _WriteSplits(OUT, self.ledger.shards, limit)
+        writing.setup()
+        records = _passed_on(record for batch in batches for record in writing.process(batch, base))
+        (summary,) = _Commit(OUT, self.if_exists, limit).process(records, base)
+        return summary
+
+
+def _passed_on(elements: Iterable[Any]) -> list[Any]:
+    """The elements as the next worker has them."""
+    return list(pickle.loads(pickle.dumps(list(elements))))
 
 
 @pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -139,6 +169,43 @@ def test_first_runs_count_begins_too(folder: Folder) -> None:
     ((split, finished),) = ledger.plan(wanted)
     assert not finished
     assert [ledger.begin(split.id) for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("mode", ["incremental", "resume", "overwrite"])
+def test_a_commit_between_plan_and_begin_is_not_undone(folder: Folder, mode: str) -> None:
+    """The plan of this job knows nothing of what another one has committed since, though its Begin does."""
+    how: dict[str, Any] = {"incremental": mode == "incremental"}
+    if_exists = "overwrite" if mode == "overwrite" else "resume"
+    run(folder.url, OUT, if_exists=if_exists, split_bytes=20, **how)
+    folder.put("c", ["c1"])
+    job = Job(folder.url, if_exists, split_bytes=20, **how)
+    planned = job.plan()
+    folder.put("d", ["d1", "d2", "d3"])
+    run(folder.url, OUT, if_exists=if_exists, split_bytes=20, **how)
+    with pytest.raises(OutputError, match="another job has committed"):
+        job.work(planned)
+    assert load_manifest(OUT).commit == 2
+    assert ids(OUT) == folder.rows
+    folder.put("d", ["d4"])
+    assert job.work(job.plan())["commit"] == 3
+    assert ids(OUT) == folder.rows
+
+
+def test_only_the_present_plan_tells_what_was_seen(folder: Folder) -> None:
+    """A record that is staged or committed says nothing of the plan that it was made for."""
+    run(folder.url, OUT)
+    folder.put("c", ["c1"])
+    folder.put("d", ["d1"])
+    with pytest.raises(Killed):
+        run(folder.url, OUT, die_after=1)
+    plan = WriteFeatures(OUT, if_exists="resume").ledger(incremental=True).plan(ReadSettings(path=folder.url))
+    assert [(finished, split.base) for split, finished in plan] == [(number < 3, (1, 1)) for number in range(4)]
+    written = [url for url in snapshot(OUT) if url.endswith(".json") and "/history/" not in url]
+    assert len(written) == 2
+    assert not any(b'"base"' in filesystems.read_bytes(url) for url in written)
+    run(folder.url, OUT)
+    assert ids(OUT) == folder.rows
+    assert run(folder.url, OUT).plan == (4, 4)
 
 
 @pytest.mark.parametrize("incremental", [True, False])

@@ -51,6 +51,7 @@ class Split:
         reading: digest of the settings that decide what becomes of the rows.
         record: ``id-fingerprint`` of the record that an output has of the split, if it needs no reading; of the parts
             the first is then enough.
+        base: what the plan saw of the output, as ``Base.seen``; None if it was made without one.
     """
 
     parts: tuple[Part, ...]
@@ -60,6 +61,7 @@ class Split:
     size: int
     reading: str = ""
     record: str = ""
+    base: tuple[int, int] | None = None
 
     @property
     def id(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -40,6 +40,16 @@ class Base:
     commit: int
     newest: int
     job: str
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """``commit`` and ``newest``, which only grow."""
+        return self.commit, self.newest
+
+    def earliest(self, *seen: tuple[int, int] | None) -> Base:
+        """The base of a job of which other parts have looked too, each at a time of its own."""
+        commit, newest = min([self.seen, *filter(None, seen)])
+        return replace(self, commit=commit, newest=newest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,19 +109,21 @@ class _Planning:
         self._lock = Lock()
 
     def plan(self) -> list[tuple[Split, bool]]:
+        seen = self._state.commit, self._state.newest
+        return [(replace(split, base=seen), bool(split.record)) for split in self._splits()]
+
+    def _splits(self) -> list[Split]:
         assert isinstance(self._reading, ReadSettings)
         apart = self._ledger.incremental or self._ledger.since is not None
         # A state that is missing is told even where nothing is kept.
         earlier = self._earlier
         if not self._ledger.resume and earlier is None:
-            return [(split, False) for split in plan_splits(self._reading, apart=apart)]
+            return plan_splits(self._reading, apart=apart)
         made = self._made if self._ledger.resume else None
         base = made or earlier
         if not apart or base is None:
-            splits = self.resumed(plan_splits(self._reading, apart=apart))
-        else:
-            splits = self._increment(made, earlier, base)
-        return [(split, bool(split.record)) for split in splits]
+            return self.resumed(plan_splits(self._reading, apart=apart))
+        return self._increment(made, earlier, base)
 
     def resumed(self, splits: Sequence[Split]) -> list[Split]:
         """The splits of a plan that is the same whatever the output has, each with its record if there is one."""

@@ -122,6 +122,7 @@ class SplitRecord:
         models: identity of checkpoint and settings of each stage, as ``Provenance.models``.
         writer: settings of the writer that shape the files.
         input: ``Split.schema`` in base64, so that a later run reads new files into the same columns.
+        base: ``Split.base`` of the plan of this run. It belongs to the run, not to the output, so it is not written.
     """
 
     split: str
@@ -137,6 +138,7 @@ class SplitRecord:
     models: tuple[dict[str, Any], ...]
     writer: dict[str, Any]
     input: str = field(default="", repr=False)
+    base: tuple[int, int] | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:
@@ -169,8 +171,10 @@ class SplitRecord:
         return sum(part.seen for part in self.parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        return asdict(self)
+        """The record as JSON values, without ``base``."""
+        values = asdict(self)
+        del values["base"]
+        return values
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SplitRecord:
@@ -187,6 +191,8 @@ class SplitRecord:
         fields["statistics"] = Statistics(**fields["statistics"])
         fields["schema"] = tuple((name, kind) for name, kind in fields["schema"])
         fields["models"] = tuple(fields["models"])
+        if "base" in fields:
+            raise ValueError("not a record of a split")
         record = cls(**fields)
         record._check()
         return record

@@ -109,6 +109,7 @@ class SplitWriter:
             models=self._models,
             writer=self._settings.as_dict(),
             input=provenance.schema,
+            base=provenance.base,
         )
         stage_record(self._output, record)
         return record

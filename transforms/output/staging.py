@@ -198,8 +198,8 @@ class OutputState:
         else:
             what = f"settings ({difference(made, settings, writer)})"
         raise OutputExistsError(
-            f"{self.output!r} holds an output made with other {what}, which cannot be resumed; set if_exists to "
-            "'overwrite' to replace it, or choose another folder"
+            f"{self.output!r} holds an output made with other {what}, which cannot be gone on with; set if_exists to "
+            "'overwrite' to replace it (if_changed where a job recurs), or choose another folder"
         )
 
     def refuse_other_input(self, splits: Collection[str]) -> None:
@@ -312,7 +312,7 @@ def finished_record(state: OutputState, provenance: Provenance, shards: ShardSet
             f"{state.output!r} holds split {provenance.ordinal} staged with several models; set if_exists to "
             "'overwrite' to start anew"
         )
-    return replace(records[0], ordinal=provenance.ordinal, splits=provenance.splits)
+    return replace(records[0], ordinal=provenance.ordinal, splits=provenance.splits, base=provenance.base)
 
 
 def sha256_of(output: str, path: str) -> str:
