@@ -260,7 +260,10 @@ def _as_options(message: str) -> str:
         "|model_sha256|decode_bytes|bad_files|stall_timeout"
     )
     message = re.sub(rf"\b(?:{settings})\b", lambda name: "--" + name[0].replace("_", "-"), message)
-    return re.sub(r"\b(set|raise) (prefix|pooling|types|keep|format)\b", r"\1 --\2", message)
+    message = re.sub(r"\bformat='(\w+)'", r"--format \1", message)
+    message = re.sub(r"\bbad_files='(\w+)'", r"--bad-files \1", message)
+    message = message.replace("or None for no limit", "or none for no limit")
+    return re.sub(r"\b(set|raise) (prefix|pooling|types|keep|format|incremental|since)\b", r"\1 --\2", message)
 
 
 def _say(message: str) -> None:

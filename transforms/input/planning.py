@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pyarrow as pa
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.names import columns_like
 from distilbeam.transforms.provenance import ROW
-from distilbeam.transforms.storage.filesystems import FileInfo, match_files
+from distilbeam.transforms.storage.filesystems import FileInfo, is_local, match_files
 
 from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, detect, is_text_type, reading, unify
@@ -73,13 +74,15 @@ class InputFile:
 
 
 def list_inputs(settings: ReadSettings) -> list[FileInfo]:
-    """The files of all paths, each once, sorted by URL.
+    """The files of all paths, each once however it is spelled, sorted by URL.
 
     Raises:
         InputError: a path matches nothing.
     """
-    files = {info.url: info for path in settings.path for info in match_files(path)}
-    return [files[url] for url in sorted(files)]
+    files: dict[str, FileInfo] = {}
+    for info in (info for path in settings.path for info in match_files(path)):
+        files.setdefault(os.path.normpath(info.url) if is_local(info.url) else info.url, info)
+    return sorted(files.values(), key=lambda info: info.url)
 
 
 def plan_splits(settings: ReadSettings, *, apart: bool = False) -> list[Split]:

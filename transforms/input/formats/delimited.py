@@ -174,7 +174,7 @@ def read_records(
                 row = number + len(stops)
                 raise Unreadable(
                     f"a quote that opens in {f'row {row}' if row >= 0 else 'the header'} is never closed; close it, or "
-                    "give format='tsv' if quotes are text"
+                    "give format='tsv' if quotes are text, or bad_files='reject' to go on without the rest of the file"
                 )
             else:
                 cut = len(data) - done + dropped
