@@ -357,8 +357,7 @@ def test_the_decoder_dies_with_its_parent_even_while_it_computes(tmp_path: Path)
         """
         import sys, pyarrow as pa
         from distilbeam.transforms.input import sandbox
-        from distilbeam.transforms.input.decoding import _pieces
-from distilbeam.transforms.input.formats import parquet
+        from distilbeam.transforms.input.formats import parquet
         sandbox.warm()
         print(sandbox._SANDBOX._idle[0].pid, flush=True)
         schema = pa.schema([("text", pa.string())])
