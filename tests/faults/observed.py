@@ -224,7 +224,7 @@ FAULTS: dict[str, Callable[[str], None]] = {
     "bundle": _in(_T + "features", "_WriteSplits", "_abort", RuntimeError),
     "commit": _in(_T + "features", "", "commit", RuntimeError),
     "reader": _in(_T + "documents", "", "read_split", RuntimeError),
-    "plan": _in(_T + "ledger", "Ledger", "plan", RuntimeError),
+    "plan": _in(_T + "output.ledger", "Ledger", "plan", RuntimeError),
 }
 
 
