@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class Place:
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=None if limit is None else _limited(limit),
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL) if limit is None else _limited(limit),
         )
 
     def run(self, path: Path, *flags: str, fault: str = "", limit: int | None = None) -> Observed:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -359,7 +360,11 @@ def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop(command: list[str], out: Path, number: int) -> tuple[int, str]:
     """Runs a command until its first split is finished, sends a signal, and gives exit code and standard error."""
-    running = subprocess.Popen([SCRIPT, *command, "--progress", "none"], stderr=subprocess.PIPE, text=True)
+    # A job in the background of a script is begun with interrupts ignored, and hands that on.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(
+        [SCRIPT, *command, "--progress", "none"], stderr=subprocess.PIPE, text=True, preexec_fn=hear
+    )
     deadline = time.monotonic() + 100
     while not list(out.glob("_distilbeam/staging/*.json")):
         assert running.poll() is None
