@@ -14,8 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -89,12 +88,12 @@ class IsolatedEncoder:
 
     def close(self) -> None:
         """Ends the child, if there is one; the next texts start another."""
-        with self._alone():
+        with WATCHDOG.holding(self._lock):
             self._end()
 
     def identity(self, spec: FeatureSpec) -> dict[str, Any]:
         """As ``Encoder.identity``."""
-        with self._alone():
+        with WATCHDOG.holding(self._lock):
             self._running()
             return self._identity
 
@@ -119,7 +118,7 @@ class IsolatedEncoder:
             pieces.append(Outputs(part.rows + start, part.columns, failed))
             return None
 
-        with self._alone():
+        with WATCHDOG.holding(self._lock):
             failed: dict[int, tuple[str, str, str]] = {}
             for rows in _pieces(texts):
                 failed |= find_failing(rows, attempt)
@@ -196,15 +195,6 @@ class IsolatedEncoder:
         child, self._child = self._child, None
         if child is not None:
             child.end()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with WATCHDOG.paused():  # others may take long
-            self._lock.acquire()
-        try:
-            yield
-        finally:
-            self._lock.release()
 
 
 class _Child:

@@ -83,6 +83,16 @@ class Watchdog:
             if work is not None:
                 work.beat = time.monotonic()
 
+    @contextmanager
+    def holding(self, lock: threading.Lock) -> Iterator[None]:
+        """Hold a lock inside the block; to wait for it is no stall, since others may take long."""
+        with self.paused():
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def listen(self, listener: Callable[[], None]) -> None:
         """Have every beat of every thread told to one function."""
         self._listener = listener

@@ -7,8 +7,7 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +149,7 @@ class Engine:
             scores=np.zeros((rows, len(self.checkpoint.labels)), dtype=np.float32) if classify else None,
             failed={},
         )
-        with self._alone(), torch.inference_mode():
+        with WATCHDOG.holding(self._lock), torch.inference_mode():
             if classify:
                 # Before the loop, where a failure would count against the rows.
                 self._classifier()
@@ -164,15 +163,6 @@ class Engine:
                     rest = np.concatenate([batch, *pending])
                     pending = deque(rest[part] for part in micro_batches(lengths[rest], self._token_budget))
         return result
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with WATCHDOG.paused():  # others may take long
-            self._lock.acquire()
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _run_or_halve(self, tokens: Tokens, batch: npt.NDArray[np.int64], result: Result) -> None:
         passes = self._passes
