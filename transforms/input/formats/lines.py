@@ -165,16 +165,17 @@ def read_blocks(
     passed over without being held.
     """
     end = float("inf") if stop is None else stop
-    position = max(start - 1, 0)  # of the first byte of tail, else of the next chunk
+    position = max(start - 1, 0)  # of the first byte held, else of the next chunk
     if position:
         stream.seek(position)
     foreign = start > 0  # inside a line that belongs to the part before
     overlong = 0  # bytes so far of a line that is too long
     number = 1
-    tail = b""
+    held: list[bytes] = []  # pieces of the line begun, joined once, as joining each time would be quadratic
+    length = 0
     while foreign or overlong or position < end:
-        ahead = end - position - len(tail)
-        chunk = stream.read(int(min(ahead, block_bytes)) if ahead > 0 else min(block_bytes, max(64 << 10, len(tail))))
+        ahead = end - position - length
+        chunk = stream.read(int(min(ahead, block_bytes)) if ahead > 0 else min(block_bytes, max(64 << 10, length)))
         last = not chunk
         if foreign or overlong:
             cut = chunk.find(b"\n") + 1
@@ -191,8 +192,11 @@ def read_blocks(
             if last or position >= end:
                 return
         cut = chunk.rfind(b"\n") + 1
-        data, tail = (tail + chunk, b"") if last else (tail + chunk[:cut], chunk[cut:]) if cut else (b"", tail + chunk)
-        if data:
+        held.append(chunk[:cut] if cut else chunk)
+        length += len(held[-1])
+        if length and (cut or last):
+            data, rest = b"".join(held), chunk[cut:] if cut else b""
+            held, length = [rest], len(rest)
             block = _block(data, number)
             mine = int(np.searchsorted(block.starts, end - position))
             ours = block.slice(0, mine) if mine and not (position == 0 and data == _BOM) else None
@@ -206,9 +210,10 @@ def read_blocks(
             position += len(data)
         if last:
             return
-        if len(tail) > max_line_bytes + len(_BOM) + 1 and position < end:
-            overlong = len(tail.removeprefix(_BOM) if position == 0 else tail)
-            position, tail = position + len(tail), b""
+        if length > max_line_bytes + len(_BOM) + 1 and position < end:
+            marked = position == 0 and b"".join(held).startswith(_BOM)
+            overlong = length - len(_BOM) * marked
+            position, held, length = position + length, [], 0
 
 
 def _block(data: bytes, number: int) -> Block:
