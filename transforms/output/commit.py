@@ -161,7 +161,13 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
     _check_staged(state, records, target)
     garbage = _garbage(state, target)
     number = _claim(state, base, target, garbage)
-    concurrently(lambda path: filesystems.delete(filesystems.join(output, path)), garbage)
+
+    def delete(path: str) -> None:
+        # A job that was taken for dead must not delete what the later one keeps, so it looks before each file.
+        _check_claim(output, number, target)
+        filesystems.delete(filesystems.join(output, path))
+
+    concurrently(delete, garbage)
     if garbage:
         filesystems.sync(output)  # so that no power cut brings them back beside the new ones
     _check_claim(output, number, target)

@@ -152,7 +152,7 @@ class SplitRecord:
 
     @property
     def fingerprint(self) -> str:
-        """8 hexadecimal digits of split, models and writer; part of the file names."""
+        """8 hexadecimal digits of split, models and writer."""
         return fingerprint(self.split, self.models, self.writer)
 
     @property
@@ -281,11 +281,13 @@ def feature_columns(models: Sequence[Mapping[str, Any]], names: Iterable[str]) -
 
 
 def final_record(record: SplitRecord) -> SplitRecord:
-    """The record with its staged files under their final names, which follow from ordinal and fingerprint.
+    """The record with its staged files under their final names, which follow from ordinal, fingerprint and contents.
 
-    Files that are in their place already stay there.
+    So a name never stands for two contents: whoever deletes old files late deletes no new one. Files that are in their
+    place already stay there.
     """
-    stem = f"part-{record.ordinal:05d}-{record.fingerprint}"
+    contents = json.dumps([record.fingerprint, *(file.sha256 for file in record.files)])
+    stem = f"part-{record.ordinal:05d}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
     several = len(record.shards) > 1
     shards = [
         _renamed(shard, (f"{stem}-{number:03d}" if several else stem) + _suffix(shard.path))
