@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from collections.abc import Iterator
@@ -109,6 +110,31 @@ def test_hidden_names_are_seen_only_if_spelled_out(root: str) -> None:
     assert names("_rejects") == names("_rejects/*") == names("_rej*/*") == ["_rejects/e.txt"]
     assert names("_b.txt") == names("_*.txt") == ["_b.txt"]
     assert names("f/_g") == names("*/_g/*") == ["f/_g/h.txt"]
+
+
+def test_links_stand_for_what_they_lead_to(tmp_path: Path) -> None:
+    there, root = tmp_path / "there", tmp_path / "in"
+    (there / "deep").mkdir(parents=True)
+    root.mkdir()
+    for name in ("a.jsonl", "deep/b.jsonl"):
+        (there / name).write_text("{}\n")
+    (root / "a.jsonl").symlink_to(there / "a.jsonl")
+    (root / "folder").symlink_to(there / "deep")
+    (there / "deep" / "circle").symlink_to(root)
+    everything = [f"{root}/a.jsonl", f"{root}/folder/b.jsonl"]
+    for pattern in (root, root / "*", tmp_path / "i*"):
+        assert [info.url for info in filesystems.match_files(str(pattern))] == everything
+    # A change of the file is one of the link.
+    before = filesystems.match_files(str(root))[0]
+    os.utime(there / "a.jsonl", (1, 1))
+    for now in (filesystems.match_files(str(root))[0], filesystems.file_info(f"{root}/a.jsonl")):
+        assert (now.size, now.version) == (3, "1.0")
+        assert now.version != before.version
+    # What may be read in an output is all seen, but nothing beyond it is taken for its own.
+    assert [info.url for info in filesystems.list_files(str(root))] == [f"{root}/a.jsonl"]
+    (there / "a.jsonl").unlink()
+    with pytest.raises(InputError, match=r"a\.jsonl' is a link that leads to no file"):
+        filesystems.match_files(str(root))
 
 
 def test_an_output_beside_the_input_is_no_input(root: str) -> None:

@@ -209,6 +209,32 @@ def test_two_jobs_in_any_order(tmp_path: Path, seed: int) -> None:
     assert visible_rows(output) == winner.rows
 
 
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(n, marks=pytest.mark.slow) for n in range(20, 300))])
+@pytest.mark.parametrize("kept", [True, False])
+def test_jobs_that_begin_in_any_order(tmp_path: Path, seed: int, kept: bool) -> None:
+    """One may take the other's commit, which is under way, for that of a dead job and replace it."""
+    output, plans = str(tmp_path / "out"), [Plan(lines=15, settings=OTHER), Plan(lines=15)]
+    before = Plan(lines=15) if kept else Plan(lines=12)
+    commit(output, before.write_all(output, SHARDS))
+
+    def work(plan: Plan) -> None:
+        base = begin(output, "overwrite")
+        commit(output, plan.write_all(output, SHARDS), if_exists="overwrite", base=base)
+
+    def job(which: int) -> str:
+        return outcome(lambda: work(plans[which]))
+
+    with scheduled(seed) as schedule:
+        told = schedule.run([lambda: job(0), lambda: job(1)])
+    assert "" in told, told
+    manifest = load_manifest(output)
+    last = plans[0] if manifest.models[0]["settings"] == OTHER else plans[1]
+    assert visible_rows(output) == last.rows, told
+    resume(output, last)
+    check_settled(output)
+    assert visible_rows(output) == last.rows
+
+
 def test_writing_into_a_staging_folder_that_another_job_has_removed(tmp_path: Path) -> None:
     output = str(tmp_path)
     slow, quick = Plan(lines=21), Plan(lines=9, settings=OTHER)
@@ -276,8 +302,8 @@ def test_a_job_that_was_taken_for_dead_and_places_a_file_late(output: str, monke
             commit(output, quick.write_all(output, SHARDS), if_exists="overwrite", base=begin(output, "overwrite"))
         place(state, staged, final)
 
-    def late(state: OutputState, manifest: Any, target: Any) -> None:
-        save(state, manifest, target)
+    def late(state: OutputState, manifest: Any, *more: Any) -> None:
+        save(state, manifest, *more)
         if waiting and manifest.commit == 2:
             place(*waiting[0])
 

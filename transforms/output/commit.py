@@ -5,10 +5,10 @@ two jobs on one output, and names what may be seen until the manifest names it. 
 new ones are moved to their place, and the manifest is written on the condition that it is still the one that was read.
 Every step may be cut off and done again, by the same job or by the next one.
 
-What is removed, and when: each commit ends by removing the whole staging folder (splits, rejects and attempts, also
-those of jobs that died), hidden temporary files and entries of commits that were never finished. Files in the output
-itself are deleted before new ones come, if the manifest or an unfinished entry names them and the new output does not.
-Nothing else is ever deleted.
+What is removed, and when: each commit ends by removing all that lay staged when it began (splits, rejects and attempts,
+also those of jobs that died), hidden temporary files and entries of commits that were never finished. Files in the
+output itself are deleted before new ones come, if the manifest or an unfinished entry names them and the new output
+does not. Nothing else is ever deleted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from distilbeam.transforms.storage import conditional, filesystems
 
 from .accounting import check_records, check_rejects, first_lines, warn_of_mixed_precision
 from .history import Base, Entry, entry_path, list_entries, load_entry
-from .manifest import MANIFEST, Manifest, find_manifest
+from .manifest import MANIFEST, Manifest, fenced, find_manifest
 from .records import STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
 from .shards import parquet_bytes
 from .staging import OutputState, concurrently, sha256_of
@@ -158,9 +159,14 @@ def _refuse_other_model(state: OutputState, manifest: Manifest) -> None:
 def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], target: Manifest) -> Manifest:
     """Claims a number, deletes, moves, writes the manifest, cleans up; in this order."""
     output = state.output
+    if state.manifest is not None and _is_complete(state, target):
+        _clean_alone(state, base, target)
+        return state.manifest
     _check_staged(state, records, target)
     garbage = _garbage(state, target)
     number = _claim(state, base, target, garbage)
+    version = _fence(state, number, target)
+    _check_staged(OutputState.read(output), records, target)  # another may have cleaned up meanwhile
 
     def delete(path: str) -> None:
         # A job that was taken for dead must not delete what the later one keeps, so it looks before each file.
@@ -177,16 +183,32 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
         for source, final in zip(record.shards, placed.shards, strict=True)
         if source.path != final.path
     ]
-    concurrently(lambda move: _place(state, *move), moves)
+
+    def place(move: tuple[FileRecord, FileRecord]) -> None:
+        _check_claim(output, number, target)
+        _place(state, *move)
+
+    concurrently(place, moves)
     filesystems.sync(output)  # the manifest must not outlive what it names
     before = first_lines(records)
     rejects = concurrently(lambda pair: _place_rejects(state, *pair, before), zip(records, target.records, strict=True))
     placed = [replace(record, rejects_file=file) for record, file in zip(target.records, rejects, strict=True)]
     manifest = replace(target, records=tuple(placed), commit=number)
     _check_claim(output, number, target)
-    _save(state, manifest, target)
+    _save(state, manifest, target, version)
     _clean(state, number, target)
     return manifest
+
+
+def _is_complete(state: OutputState, target: Manifest) -> bool:
+    """Whether the output is what the commit leads to, with all files, and no other commit is under way."""
+    made = state.manifest
+    return (
+        made is not None
+        and made.digest == target.digest
+        and not state.unfinished
+        and all(state.present.get(file.path) == file.bytes for record in made.records for file in record.files)
+    )
 
 
 def _check_staged(state: OutputState, records: Sequence[SplitRecord], target: Manifest) -> None:
@@ -225,8 +247,6 @@ def _claim(state: OutputState, base: Base, target: Manifest, garbage: Sequence[s
     newest = state.unfinished[-1] if state.unfinished else None
     if newest is not None and newest.target == target.digest:
         return newest.commit
-    if newest is None and state.manifest is not None and state.manifest.digest == target.digest:
-        return state.commit
     made = {(file.path, file.sha256) for file in state.manifest.shards} if state.manifest else set()
     rejects = state.manifest.files if state.manifest else frozenset()
     added = [
@@ -247,6 +267,25 @@ def _claim(state: OutputState, base: Base, target: Manifest, garbage: Sequence[s
         filesystems.delete(url)
         raise other_job(state.output)
     return number
+
+
+def _fence(state: OutputState, number: int, target: Manifest) -> str | None:
+    """The version of the manifest that the commit replaces.
+
+    The job of an unfinished commit may be alive. So that it cannot name files that this one deletes, the manifest gets
+    a version first that the other has not read.
+    """
+    if all(entry.target == target.digest for entry in state.unfinished):
+        return state.version
+    url, data = filesystems.join(state.output, MANIFEST), fenced(state.manifest, number)
+    if conditional.create(url, data) if state.version is None else conditional.replace(url, data, state.version):
+        there, version = conditional.read(url)
+        if there == data:
+            return version
+    manifest = find_manifest(state.output)
+    if manifest is None or manifest.commit != number:
+        filesystems.delete(filesystems.join(state.output, entry_path(number)))
+    raise other_job(state.output)
 
 
 def _check_claim(output: str, number: int, target: Manifest) -> None:
@@ -309,18 +348,22 @@ def _with_lines(table: pa.Table, record: SplitRecord, before: Mapping[tuple[int,
     return table.select(REJECTS_SCHEMA.names)
 
 
-def _save(state: OutputState, manifest: Manifest, target: Manifest) -> None:
-    """Writes the manifest in place of the one that was read."""
-    if state.manifest == manifest:
-        return
+def _save(state: OutputState, manifest: Manifest, target: Manifest, version: str | None) -> None:
+    """Writes the manifest in place of the version that was read."""
     url, data = filesystems.join(state.output, MANIFEST), manifest.to_json()
-    if not (conditional.create(url, data) if state.version is None else conditional.replace(url, data, state.version)):
+    if not (conditional.create(url, data) if version is None else conditional.replace(url, data, version)):
         _withdraw(state.output, target)
         raise other_job(state.output)
 
 
 def _clean(state: OutputState, number: int, target: Manifest) -> None:
-    """Removes what attempts have left: temporary files, staged splits, and entries that led nowhere."""
+    """Removes what attempts have left: temporary files, staged splits, and entries that led nowhere.
+
+    Only what lay there when the folder was listed, before the commit had its number, and nothing once there is a later
+    number: whatever came later may be of a job that can still commit.
+    """
+    if max(list_entries(state.output), default=0) > number:
+        return
 
     def remove(paths: Iterable[str]) -> None:
         concurrently(lambda path: filesystems.delete(filesystems.join(state.output, path)), sorted(paths))
@@ -329,10 +372,26 @@ def _clean(state: OutputState, number: int, target: Manifest) -> None:
     # A job that was taken for dead may have placed files since its folder was listed.
     added = {file.path for entry in state.unfinished if entry.commit in abandoned for file in entry.added}
     remove(path for path in added - target.files if is_placed(path))
-    remove(path for path in state.present if _TEMPORARY.fullmatch(path))
+    remove(_leftovers(state))
     remove(entry_path(entry) for entry in abandoned)
-    if any(path.startswith(f"{STAGING}/") for path in state.present):
-        filesystems.delete(filesystems.join(state.output, STAGING))
+    filesystems.delete_empty(filesystems.join(state.output, STAGING))
+
+
+def _clean_alone(state: OutputState, base: Base, target: Manifest) -> None:
+    """Cleans up where there is nothing to commit, under a number of its own, so that no other job commits meanwhile."""
+    if not _leftovers(state):
+        return
+    # Not the job's own id: of two workers that are at this at once, only one may take the number back.
+    number, own = state.newest + 1, replace(base, commit=state.commit, job=uuid.uuid4().hex)
+    url = filesystems.join(state.output, entry_path(number))
+    if conditional.create(url, Entry.of(number, own, target, [], []).to_json()):
+        _clean(state, number, target)
+        filesystems.delete(url)
+
+
+def _leftovers(state: OutputState) -> list[str]:
+    """Staged and temporary files."""
+    return [path for path in state.present if path.startswith(f"{STAGING}/") or _TEMPORARY.fullmatch(path)]
 
 
 def _abandoned(state: OutputState, number: int) -> list[int]:

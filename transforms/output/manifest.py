@@ -51,6 +51,7 @@ __all__ = [
     "check_size",
     "describe_schema",
     "feature_columns",
+    "fenced",
     "final_record",
     "find_manifest",
     "fingerprint",
@@ -66,6 +67,7 @@ VERSION = 1
 MAX_JSON_BYTES = 256 << 20
 """A larger manifest, history entry or staged record is refused unread: it would cost more memory than it may."""
 
+_NONE = {"version": VERSION, "commit": 0, "splits": []}
 _SHARED = ("input", "models", "reading", "schema", "writer")
 
 
@@ -220,7 +222,11 @@ def find_manifest(output: str) -> Manifest | None:
     Raises:
         InputError: it is damaged, of another version or cannot be read.
     """
-    return load_manifest(output) if filesystems.exists(filesystems.join(output, MANIFEST)) else None
+    url = filesystems.join(output, MANIFEST)
+    if not filesystems.exists(url):
+        return None
+    check_size(url, filesystems.file_info(url).size)
+    return parse_manifest(url, filesystems.read_bytes(url))
 
 
 def load_manifest(output: str) -> Manifest:
@@ -231,16 +237,35 @@ def load_manifest(output: str) -> Manifest:
     """
     url = filesystems.join(output, MANIFEST)
     check_size(url, filesystems.file_info(url).size)
-    return parse_manifest(url, filesystems.read_bytes(url))
+    manifest = parse_manifest(url, filesystems.read_bytes(url))
+    if manifest is None:
+        raise InputError(f"{output!r} holds no complete output yet: its first commit was cut off; run the job again")
+    return manifest
 
 
-def parse_manifest(url: str, data: bytes) -> Manifest:
-    """The manifest in the bytes of a file.
+def fenced(manifest: Manifest | None, commit: int) -> bytes:
+    """The same manifest, or none, in other bytes: what a commit writes that replaces one which may still be under way.
+
+    The other one can then no longer write its manifest in place of the version that it has read.
+
+    Args:
+        manifest: what the file says; None if there is no such file.
+        commit: number of the commit that writes it.
+    """
+    document = json.loads(manifest.to_json()) if manifest else dict(_NONE)
+    return (json.dumps({**document, "taken_over_by": commit}, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def parse_manifest(url: str, data: bytes) -> Manifest | None:
+    """The manifest in the bytes of a file; None if they are what ``fenced`` gives where there is none.
 
     Raises:
         InputError: it is damaged or of another version.
     """
     try:
+        document = json.loads(data)
+        if _NONE.items() <= document.items():
+            return None
         return Manifest.from_json(data)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(

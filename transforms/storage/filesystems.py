@@ -32,6 +32,7 @@ __all__ = [
     "check_url",
     "create",
     "delete",
+    "delete_empty",
     "download",
     "exists",
     "failing_as",
@@ -219,6 +220,14 @@ def delete(url: str) -> None:
             Path(path).unlink(missing_ok=True)
 
 
+def delete_empty(folder: str) -> None:
+    """Deletes a local folder if nothing is in it; stores have no empty folders."""
+    if is_local(folder):
+        _, path = resolve(folder)
+        with suppress(OSError):
+            Path(path).rmdir()
+
+
 def sync(folder: str) -> None:
     """Makes the names in a local folder last through a power cut; stores need no such thing.
 
@@ -248,10 +257,11 @@ def match_files(pattern: str) -> list[FileInfo]:
 
     A folder stands for all files below it. Below a folder, and where a glob matches folders, names that begin with
     ``.`` or ``_`` are left out, as in Spark and Hive, and so is an output of distilbeam in a folder of its own: what a
-    job has written beside its input is not input of the next.
+    job has written beside its input is not input of the next. Links on a local disk stand for what they lead to, save
+    for links to folders where the glob has ``**``.
 
     Raises:
-        InputError: nothing matches, or the store cannot be listed.
+        InputError: nothing matches, a link leads nowhere, or the store cannot be listed.
     """
     filesystem, path = resolve(pattern)
     with failing_as(InputError, "list", pattern):
@@ -264,17 +274,22 @@ def match_files(pattern: str) -> list[FileInfo]:
         if magic and not there:
             literal = path[: magic.start()].rpartition("/")[0]
             matches = retry(lambda: filesystem.glob(path, detail=True))
-            visible = {name: info for name, info in matches.items() if _is_visible(name, literal, path)}
-            found = {name: info for name, info in visible.items() if info["type"] == "file"}
+            visible = {
+                name: stores.followed(info) for name, info in matches.items() if _is_visible(name, literal, path)
+            }
+            found = {name: info for name, info in visible.items() if info["type"] != "directory"}
             roots = [name for name, info in visible.items() if info["type"] == "directory" and "**" not in path]
         for root in roots:
-            below = stores.find(filesystem, root)
+            below = stores.find(filesystem, root, follow=True)
             outputs = _outputs_below(root, below)
             found.update(
                 (name, info) for name, info in below.items() if _is_visible(name, root) and not name.startswith(outputs)
             )
     # Object stores keep empty objects named "folder/" to stand for folders.
     files = {name: info for name, info in found.items() if not (name.endswith("/") and not info.get("size"))}
+    for name, info in files.items():
+        if info["type"] != "file" and info.get("islink"):
+            raise InputError(f"{name!r} is a link that leads to no file; mend it or take it out of the input")
     if not files:
         raise InputError(f"no file matches {pattern!r}; give a file, a glob or a folder that holds data files")
     return _sorted(pattern, files)

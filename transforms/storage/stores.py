@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ __all__ = [
     "fetch",
     "find",
     "find_info",
+    "followed",
     "info",
     "read_all",
     "remove",
@@ -118,9 +120,21 @@ def info(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
     def look() -> dict[str, Any]:
         filesystem.invalidate_cache()
         found: dict[str, Any] = filesystem.info(path)
-        return found
+        return followed(found)
 
     return retry(look)
+
+
+def followed(found: dict[str, Any]) -> dict[str, Any]:
+    """What a symbolic link of the local disk leads to, under the link's name; anything else as it is."""
+    if not found.get("islink"):
+        return found
+    try:
+        there = Path(found["name"]).stat()
+    except OSError:  # nowhere, or in a circle
+        return found
+    kind = "directory" if stat.S_ISDIR(there.st_mode) else "file" if stat.S_ISREG(there.st_mode) else "other"
+    return {**found, "type": kind, "size": there.st_size, "mtime": there.st_mtime}
 
 
 def find_info(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
@@ -131,11 +145,15 @@ def find_info(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any
         return None
 
 
-def find(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
-    """All files below a folder by their path, or the file itself; none where there is neither."""
+def find(filesystem: fsspec.AbstractFileSystem, path: str, *, follow: bool = False) -> dict[str, dict[str, Any]]:
+    """All files below a folder by their path, or the file itself; none where there is neither.
+
+    Links to files count as files; links to folders are entered if ``follow``.
+    """
     if isinstance(filesystem, LocalFileSystem):
-        # Its own walk passes over a folder that it may not read.
-        return {found["name"]: found for found in _walk(filesystem, path)}
+        # Its own walk passes over links, and over a folder that it may not read.
+        above = frozenset(os.path.realpath(folder) for folder in Path(path).parents)
+        return {found["name"]: found for found in _walk(filesystem, path, follow, above)}
 
     def look() -> dict[str, dict[str, Any]]:
         filesystem.invalidate_cache()
@@ -241,13 +259,14 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _walk(filesystem: LocalFileSystem, folder: str) -> Iterator[dict[str, Any]]:
+def _walk(filesystem: LocalFileSystem, folder: str, follow: bool, above: frozenset[str]) -> Iterator[dict[str, Any]]:
+    above |= {os.path.realpath(folder)}
     try:
         listing = filesystem.ls(folder, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return  # it may have gone meanwhile, as a staging folder does
-    for found in listing:
-        if found["type"] == "directory":
-            yield from _walk(filesystem, found["name"])
-        else:
+    for found in map(followed, listing):
+        if found["type"] != "directory":
             yield found
+        elif not found["islink"] or (follow and os.path.realpath(found["name"]) not in above):
+            yield from _walk(filesystem, found["name"], follow, above)
