@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -29,9 +27,10 @@ from distilbeam.transforms.rejects import REJECTS_SCHEMA, RejectLimit
 from distilbeam.transforms.storage import conditional, filesystems
 
 from .accounting import check_records, check_rejects, first_lines, warn_of_mixed_precision
+from .cleaning import clean, clean_alone
 from .history import Base, Entry, entry_path, list_entries, load_entry
 from .manifest import MANIFEST, Manifest, fenced, find_manifest
-from .records import STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
+from .records import FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
 from .shards import parquet_bytes
 from .staging import OutputState, concurrently, sha256_of
 
@@ -41,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 PART = "_part"
 """Column of staged rejects with the position of the part inside the split; not in the output."""
-
-_TEMPORARY = re.compile(r"(_distilbeam(/history)?|_rejects)/\.[^/]+\.tmp")
 
 
 def begin(output: str, if_exists: str) -> Base:
@@ -109,7 +106,7 @@ def commit(
     target = Manifest(tuple(final_record(record) for record in records))
     if len(target.files) < sum(len(record.files) for record in target.records):
         raise OutputError("two splits have the same file names; set max_shard_bytes to another value and run again")
-    state = OutputState.read(output)
+    state = _look(output, target)
     # What the plan found finished, or did not find, was so when it looked, which may be before the job's own look.
     base = (base or state.base()).earliest(*(record.base for record in records))
     if _is_overtaken(state, base, target):
@@ -132,6 +129,15 @@ def commit(
             raise
         _log.warning("the output is complete, but not all is as it should be: %s", error)
         return now.manifest
+
+
+def _look(output: str, target: Manifest) -> OutputState:
+    state = OutputState.read(output)
+    made = state.manifest
+    if made is not None and made.digest == target.digest and not _is_complete(state, target):
+        # A listing lacks files that a worker moves meanwhile, which may be at this very commit.
+        return OutputState.read(output)
+    return state
 
 
 def _is_overtaken(state: OutputState, base: Base, target: Manifest) -> bool:
@@ -160,7 +166,7 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
     """Claims a number, deletes, moves, writes the manifest, cleans up; in this order."""
     output = state.output
     if state.manifest is not None and _is_complete(state, target):
-        _clean_alone(state, base, target)
+        clean_alone(state, base, target)
         return state.manifest
     _check_staged(state, records, target)
     garbage = _garbage(state, target)
@@ -196,7 +202,7 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
     manifest = replace(target, records=tuple(placed), commit=number)
     _check_claim(output, number, target)
     _save(state, manifest, target, version)
-    _clean(state, number, target)
+    clean(state, number, target)
     return manifest
 
 
@@ -259,7 +265,10 @@ def _claim(state: OutputState, base: Base, target: Manifest, garbage: Sequence[s
     entry = Entry.of(number, replace(base, commit=state.commit), target, added, garbage)
     url = filesystems.join(state.output, entry_path(number))
     if not conditional.create(url, entry.to_json()):
-        there = load_entry(state.output, number)
+        try:
+            there = load_entry(state.output, number)
+        except InputError as error:  # its job has taken it back
+            raise other_job(state.output) from error
         if (there.job, there.target) != (base.job, target.digest):
             raise other_job(state.output)
     elif list_entries(state.output)[-1:] != [number]:
@@ -354,54 +363,3 @@ def _save(state: OutputState, manifest: Manifest, target: Manifest, version: str
     if not (conditional.create(url, data) if version is None else conditional.replace(url, data, version)):
         _withdraw(state.output, target)
         raise other_job(state.output)
-
-
-def _clean(state: OutputState, number: int, target: Manifest) -> None:
-    """Removes what attempts have left: temporary files, staged splits, and entries that led nowhere.
-
-    Only what lay there when the folder was listed, before the commit had its number, and nothing once there is a later
-    number: whatever came later may be of a job that can still commit.
-    """
-    if max(list_entries(state.output), default=0) > number:
-        return
-
-    def remove(paths: Iterable[str]) -> None:
-        concurrently(lambda path: filesystems.delete(filesystems.join(state.output, path)), sorted(paths))
-
-    abandoned = _abandoned(state, number)
-    # A job that was taken for dead may have placed files since its folder was listed.
-    added = {file.path for entry in state.unfinished if entry.commit in abandoned for file in entry.added}
-    remove(path for path in added - target.files if is_placed(path))
-    remove(_leftovers(state))
-    remove(entry_path(entry) for entry in abandoned)
-    filesystems.delete_empty(filesystems.join(state.output, STAGING))
-
-
-def _clean_alone(state: OutputState, base: Base, target: Manifest) -> None:
-    """Cleans up where there is nothing to commit, under a number of its own, so that no other job commits meanwhile."""
-    if not _leftovers(state):
-        return
-    # Not the job's own id: of two workers that are at this at once, only one may take the number back.
-    number, own = state.newest + 1, replace(base, commit=state.commit, job=uuid.uuid4().hex)
-    url = filesystems.join(state.output, entry_path(number))
-    if conditional.create(url, Entry.of(number, own, target, [], []).to_json()):
-        _clean(state, number, target)
-        filesystems.delete(url)
-
-
-def _leftovers(state: OutputState) -> list[str]:
-    """Staged and temporary files."""
-    return [path for path in state.present if path.startswith(f"{STAGING}/") or _TEMPORARY.fullmatch(path)]
-
-
-def _abandoned(state: OutputState, number: int) -> list[int]:
-    """Numbers of entries before a commit, and after the one that it has replaced."""
-    base = state.commit
-    if number == state.commit:
-        if not any(entry < number for entry in state.entries):
-            return []
-        try:
-            base = load_entry(state.output, number).base
-        except InputError:
-            return []
-    return [entry for entry in state.entries if base < entry < number]
