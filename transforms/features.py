@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
@@ -130,7 +131,7 @@ class WriteFeatures(beam.PTransform):
         base = beam.pvalue.AsSingleton(
             batches.pipeline
             | "Start" >> beam.Create([None])
-            | "Begin" >> beam.ParDo(_Begin(self._output, self.if_exists)).with_output_types(Base)
+            | "Begin" >> beam.ParDo(_Begin(self._output, self.if_exists, uuid.uuid4().hex)).with_output_types(Base)
         )
         writing = beam.ParDo(_WriteSplits(self._output, self._shards, self._limit), base)
         return (
@@ -145,13 +146,14 @@ class WriteFeatures(beam.PTransform):
 class _Begin(beam.DoFn):
     """Looks at the output on a worker; as a side input of the writer it comes before the model is loaded."""
 
-    def __init__(self, output: str, if_exists: str) -> None:
+    def __init__(self, output: str, if_exists: str, job: str) -> None:
         self._output = output
         self._if_exists = if_exists
+        self._job = job
 
     @discreet
     def process(self, element: None) -> Iterator[Base]:
-        yield begin(self._output, self._if_exists)
+        yield begin(self._output, self._if_exists, self._job)
 
 
 class _WriteSplits(beam.DoFn):

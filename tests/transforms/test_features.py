@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import uuid
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ def run_beam(output: Any, batches: list[list[pa.RecordBatch]], **settings: Any) 
 def run(output: Any, batches: list[list[pa.RecordBatch]], **settings: Any) -> dict[str, Any]:
     """The same without a runner, one bundle for each split."""
     transform = WriteFeatures(output, **{"max_rejects": None, **settings})
-    (base,) = _Begin(transform._output, transform.if_exists).process(None)
+    (base,) = _Begin(transform._output, transform.if_exists, uuid.uuid4().hex).process(None)
     writing = _WriteSplits(transform._output, transform._shards, RejectLimit())
     writing.setup()
     records = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Job:
     def work(self, planned: list[Any]) -> dict[str, Any]:
         """All that comes after Plan; gives the summary."""
         limit = RejectLimit()
-        (base,) = _passed_on(_Begin(OUT, self.if_exists).process(None))
+        (base,) = _passed_on(_Begin(OUT, self.if_exists, uuid.uuid4().hex).process(None))
         batches = [batch for split in planned for batch in _Read(self.settings, self.ledger).process(split)]
         writing = _WriteSplits(OUT, self.ledger.shards, limit)
         writing.setup()

@@ -142,6 +142,27 @@ def test_equal_jobs_one_after_the_other(output: str) -> None:
     assert visible_rows(output) == plan.rows
 
 
+@pytest.mark.parametrize("again", ["commit", "all"])
+def test_a_job_that_is_begun_again_after_its_commit(output: str, again: str) -> None:
+    """As runners do that have lost the reply: its own output does not refuse it, while that of others does."""
+    plan = Plan(lines=9)
+    records = plan.write_all(output, SHARDS)
+    made = commit(output, records, base=begin(output, "error", "mine"))
+    with pytest.raises(OutputExistsError, match="already holds an output"):
+        begin(output, "error", "other")
+    base = begin(output, "error", "mine")
+    assert (base.seen, base.job) == ((1, 1), "mine")
+    if again == "all":
+        records = plan.write_all(output, SHARDS)
+    assert commit(output, records, base=base) == made
+    assert commits(output) == [1]
+    assert visible_rows(output) == plan.rows
+    check_settled(output)
+    with pytest.raises(OutputExistsError, match="already holds an output"):
+        commit(output, Plan(lines=12).write_all(output, SHARDS), base=base)
+    assert visible_rows(output) == plan.rows
+
+
 def test_the_same_commit_twice_at_once(output: str, two: ThreadPoolExecutor) -> None:
     """Runners may run one bundle on two workers; both then have the same records, and both may say that it is done."""
     plan = Plan(lines=15)

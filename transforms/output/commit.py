@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -42,23 +43,25 @@ PART = "_part"
 """Column of staged rejects with the position of the part inside the split; not in the output."""
 
 
-def begin(output: str, if_exists: str) -> Base:
+def begin(output: str, if_exists: str, job: str | None = None) -> Base:
     """Looks at the output folder before any work is done.
 
     An unfinished first commit is no output yet: this may be the job that a runner has started again. The commit looks
-    whether it leads to the same output.
+    whether it leads to the same output. Nor is the job's own commit refused, which a runner may have lost the reply of.
 
     Args:
         output: path or URL of the folder.
         if_exists: ``error``, ``overwrite`` or ``resume``.
+        job: what tells this job from all others, the same however often a runner begins it; None for a new job.
 
     Raises:
         OutputExistsError: the folder holds what must stay.
         InputError, OutputError: it cannot be read, or holds something damaged.
     """
     state = OutputState.read(output)
-    state.refuse_existing(if_exists if state.manifest else "resume")
-    return state.base()
+    job = job or uuid.uuid4().hex
+    state.refuse_existing(if_exists if state.manifest and not state.is_made_by(job) else "resume")
+    return state.base(job)
 
 
 def was_overtaken(output: str, base: Base) -> bool:
@@ -108,7 +111,7 @@ def commit(
         raise OutputError("two splits have the same file names; set max_shard_bytes to another value and run again")
     state = _look(output, target)
     # What the plan found finished, or did not find, was so when it looked, which may be before the job's own look.
-    base = (base or state.base()).earliest(*(record.base for record in records))
+    base = (base or state.base(uuid.uuid4().hex)).earliest(*(record.base for record in records))
     if _is_overtaken(state, base, target):
         raise other_job(output)
     check_rejects(output, records, limit or RejectLimit())

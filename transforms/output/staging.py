@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -119,9 +118,18 @@ class OutputState:
         """Number of the newest commit, finished or not; 0 for none."""
         return max(self.commit, *self.entries[-1:], 0)
 
-    def base(self) -> Base:
+    def base(self, job: str) -> Base:
         """What a job that begins now commits on top of."""
-        return Base(self.commit, self.newest, uuid.uuid4().hex)
+        return Base(self.commit, self.newest, job)
+
+    def is_made_by(self, job: str) -> bool:
+        """Whether the newest commit, finished or not, is that of a job."""
+        if self.newest not in self.entries:
+            return False
+        try:
+            return load_entry(self.output, self.newest).job == job
+        except InputError:
+            return False
 
     @property
     def owned(self) -> frozenset[str]:
