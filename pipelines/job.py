@@ -141,8 +141,8 @@ def run(
         batch_bytes: bytes of a record batch, at most.
         max_line_bytes: a longer line is rejected.
         decode_bytes: memory that decoding a Parquet file may take, besides four times a row group in the file.
-        bad_files: what becomes of a damaged file: ``fail`` ends the job, ``reject`` sets aside what cannot be read as
-            one reject for each part of the file.
+        bad_files: what becomes of a damaged file: ``fail`` ends the job, ``reject`` sets aside what cannot be read,
+            each row where a Parquet footer tells their number, else one reject for each part of the file.
         if_exists: what to do with an output that is there: ``error``, ``overwrite`` or ``resume``.
         incremental: keep the output in step with a growing input: only new and changed files are read, and rows of
             files that are gone leave it. It works on a first run too, and resumes one that was cut off.

@@ -60,7 +60,8 @@ class ReadDocuments(beam.PTransform):
         decode_bytes: memory that decoding a Parquet file may take, besides four times what the columns of a row group
             take in the file; what needs more is a bad file.
         bad_files: what becomes of a file that is damaged, wholly or from some row on: ``fail`` ends the job, ``reject``
-            sets aside what cannot be read as one reject for each part of the file, however many rows it may hold.
+            sets aside what cannot be read: each row where a Parquet footer tells their number, else one reject for each
+            part of the file, however many rows it may have held.
         rejects_include_text: whether a reject holds the text of the line.
         ledger: what is done already, as ``WriteFeatures.ledger`` gives it; without one all is read.
 

@@ -17,7 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distilbeam.transforms.input import reading
 from distilbeam.transforms.input.decoding import _pieces
+from distilbeam.transforms.input.planning import plan_splits
+from distilbeam.transforms.input.read_settings import ReadSettings
+from distilbeam.transforms.input.reading import read_split
+from distilbeam.transforms.provenance import Provenance
 from tests.faults import thrift
 from tests.faults.hostile import Outcome, read_all, read_one
 from tests.faults.table import FaultReport
@@ -320,7 +325,7 @@ def test_flipped_bits_neither_crash_the_reader_nor_lose_rows_unseen(
     )
 
 
-def test_a_bad_file_is_one_reject_where_the_user_says_so(tmp_path: Path) -> None:
+def test_a_bad_file_costs_the_rows_that_it_had_where_the_user_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(_plain())
     (tmp_path / "b.parquet").write_bytes(_plain()[:-100])
     broken = bytearray(_plain(compression="none"))
@@ -331,9 +336,29 @@ def test_a_bad_file_is_one_reject_where_the_user_says_so(tmp_path: Path) -> None
     with_fail = read_one(tmp_path)
     assert "b.parquet" in (with_fail.failure or "")
     outcome = read_one(tmp_path, bad_files="reject")
-    assert (outcome.rows, outcome.rejects) == (_ROWS + 100, {"BadFile": 2})
+    # One has no footer, so nobody knows how many rows it had; the other tells that 200 are left.
+    assert (outcome.rows, outcome.rejects) == (_ROWS + 100, {"BadFile": 1 + 200})
     assert "cut off" in outcome.reasons[0]
-    assert "stands for 200 rows" in outcome.reasons[1]
+    assert "from here on" in outcome.reasons[1]
+    settings = ReadSettings(path=str(tmp_path / "[ac].parquet"), bad_files="reject", split_bytes=1 << 30)
+    notes = [Provenance.of(batch) for split in plan_splits(settings) for batch in read_split(split, settings)]
+    lost = [reject.row for note in notes if note.source.endswith("c.parquet") for reject in note.rejects]
+    assert lost == list(range(100, 300))
+
+
+def test_a_footer_that_claims_a_world_of_rows_costs_one_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(_plain())
+    broken = bytearray(_plain(compression="none"))
+    with pq.ParquetFile(io.BytesIO(broken)) as file:
+        first = file.metadata.row_group(0).column(0).dictionary_page_offset
+    broken[first : first + 8] = b"\xff" * 8
+    (tmp_path / "b.parquet").write_bytes(broken)
+    settings = ReadSettings(path=str(tmp_path), bad_files="reject", split_bytes=1 << 30)
+    monkeypatch.setattr(reading, "_MOST_LOST", 299)
+    notes = [Provenance.of(batch) for split in plan_splits(settings) for batch in read_split(split, settings)]
+    (reject,) = [reject for note in notes for reject in note.rejects]
+    assert (reject.row, reject.error) == (0, "BadFile")
+    assert "it had 300 more rows here" in reject.reason
 
 
 @pytest.mark.slow

@@ -240,6 +240,18 @@ def test_a_vanished_shard_is_written_again(output: str, plan: Plan, clean: dict[
     assert commits(output) == [1, 2]
 
 
+def test_staged_work_that_is_not_used_is_told(tmp_path: Path, plan: Plan, caplog: pytest.LogCaptureFixture) -> None:
+    output = str(tmp_path)
+    plan.write_all(output, SHARDS)
+    begin(output, "resume")
+    assert not caplog.messages
+    for if_exists in ("error", "overwrite"):
+        begin(output, if_exists)
+        (told,) = caplog.messages
+        assert f"{len(plan.splits)} finished splits of a job that did not end" in told
+        caplog.clear()
+
+
 def test_a_cut_shard_is_written_again(tmp_path: Path, plan: Plan, clean: dict[str, bytes]) -> None:
     output = str(tmp_path)
     plan.write_all(output, SHARDS)

@@ -29,6 +29,7 @@ __all__ = ["MAX_REJECTS", "finished_batch", "read_split"]
 _LOG = logging.getLogger(__name__)
 _MOST_LINES = 1 << 16  # parsed at once, so that few rejects wait however short the lines are
 _MOST_CELLS = 1 << 22  # parsed at once, since an absent value takes memory too
+_MOST_LOST = 1 << 20  # rows of a damaged part that are set aside one by one; a footer may say anything
 
 MAX_REJECTS = 1000
 """Rejects that one batch tells at most, so that what a batch says of itself stays small."""
@@ -105,7 +106,10 @@ class _Buffer:
 
 
 def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
-    """The chunks of a part; if the file cannot be read on, and the settings say so, the rest is one reject."""
+    """The chunks of a part; if the file cannot be read on, and the settings say so, the rest is set aside.
+
+    Where the file's footer says how many rows are left each is a reject; else one reject stands for all.
+    """
     seen = lines = 0
     try:
         for chunk in _read_part(part, schema, settings):
@@ -115,13 +119,18 @@ def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings) -> It
         if settings.bad_files == "fail" or error.reason is None:
             raise
         reason = f"the file cannot be read{' from here on' if seen else ''}: {error.reason}"
-        row = lines + 1
+        first, left = lines + 1, 1
         if part.format in ("parquet", "csv"):
-            row = part.start + lines
+            first = part.start + lines
             if part.stop is not None:
-                reason += f"; it stands for {part.stop - row} rows, by the count of the file's footer"
-        reject = Reject("read", "BadFile", reason, row)
-        yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (reject,), seen + 1, lines + 1)
+                left = part.stop - first
+                if left > _MOST_LOST:
+                    reason, left = f"{reason}; by the count of its footer it had {left} more rows here", 1
+        for at in range(0, left, MAX_REJECTS):
+            some = range(first + at, first + min(at + MAX_REJECTS, left))
+            rejects = tuple(Reject("read", "BadFile", reason, row) for row in some)
+            seen, lines = seen + len(some), lines + len(some)
+            yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), rejects, seen, lines)
 
 
 def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:

@@ -31,7 +31,7 @@ from .accounting import check_records, check_rejects, first_lines, warn_of_mixed
 from .cleaning import clean, clean_alone
 from .history import Base, Entry, entry_path, list_entries, load_entry
 from .manifest import MANIFEST, Manifest, fenced, find_manifest
-from .records import FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
+from .records import STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
 from .shards import parquet_bytes
 from .staging import OutputState, concurrently, sha256_of
 
@@ -59,6 +59,14 @@ def begin(output: str, if_exists: str, job: str | None = None) -> Base:
         InputError, OutputError: it cannot be read, or holds something damaged.
     """
     state = OutputState.read(output)
+    staged = sum(path.startswith(f"{STAGING}/") and path.endswith(".json") for path in state.present)
+    if staged and if_exists != "resume":
+        _log.warning(
+            "%r holds %d finished splits of a job that did not end, which this one does not use; to go on from them, "
+            "stop it and run it with if_exists 'resume'",
+            output,
+            staged,
+        )
     job = job or uuid.uuid4().hex
     state.refuse_existing(if_exists if state.manifest and not state.is_made_by(job) else "resume")
     return state.base(job)
