@@ -310,7 +310,8 @@ def _fence(state: OutputState, number: int, target: Manifest) -> str | None:
 
 def _check_claim(output: str, number: int, target: Manifest) -> None:
     """Raises OutputError if a later job has taken this one for dead and has begun to commit; nothing of ours stays."""
-    if max(list_entries(output), default=0) > number:
+    own, next_one = (filesystems.join(output, entry_path(entry)) for entry in (number, number + 1))
+    if filesystems.exists(next_one) or not filesystems.exists(own):  # one that was finished takes ours away
         _withdraw(output, target)
         raise other_job(output)
 
