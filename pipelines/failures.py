@@ -13,8 +13,8 @@ from typing import Any
 
 from distilbeam.transforms import errors
 from distilbeam.transforms.output.history import list_entries
-from distilbeam.transforms.output.manifest import load_manifest
-from distilbeam.transforms.storage.filesystems import exists, is_local, join
+from distilbeam.transforms.output.manifest import find_manifest
+from distilbeam.transforms.storage.filesystems import is_local
 from distilbeam.transforms.watchdog import EXIT_CODE
 
 __all__ = ["commits_now", "deaths_noted", "explain", "frames", "recover", "told_death"]
@@ -104,8 +104,8 @@ def commits_now(output: str) -> bool:
     with suppress(Exception):
         if is_local(output):
             newest = max(list_entries(output), default=0)
-            there = exists(join(output, "_distilbeam", "manifest.json"))
-            return newest > (load_manifest(output).commit if there else 0)
+            manifest = find_manifest(output)
+            return newest > (manifest.commit if manifest else 0)
     return False
 
 

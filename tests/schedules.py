@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from distilbeam.transforms.output import claims, cleaning, staging
 from distilbeam.transforms.output import commit as commit_module
-from distilbeam.transforms.output import staging
 from distilbeam.transforms.storage import conditional
 
 _CALLS = (
@@ -105,7 +105,7 @@ def scheduled(seed: int, workers: int = 2) -> Iterator[Schedule]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (commit_module, staging):
+        for module in (claims, cleaning, commit_module, staging):
             patch.setattr(module, "concurrently", lambda function, items: [function(item) for item in items])
         for owner, name in _CALLS:
             patch.setattr(owner, name, stepping(getattr(owner, name)))

@@ -15,7 +15,8 @@ from apache_beam.metrics import Metrics
 
 from .discretion import discreet
 from .errors import InputError, OutputError, SettingsError
-from .output.commit import begin, commit, other_job, was_overtaken
+from .output.claims import other_job
+from .output.commit import begin, commit, was_overtaken
 from .output.history import Base
 from .output.ledger import Ledger
 from .output.records import SplitRecord

@@ -15,6 +15,7 @@ import pytest
 from distilbeam.transforms.errors import OutputError, OutputExistsError
 from distilbeam.transforms.features import _WriteSplits
 from distilbeam.transforms.output import commit as commit_module
+from distilbeam.transforms.output.claims import Claim
 from distilbeam.transforms.output.commit import begin, commit, was_overtaken
 from distilbeam.transforms.output.history import load_entry
 from distilbeam.transforms.output.manifest import load_manifest
@@ -314,7 +315,7 @@ def test_a_job_that_was_taken_for_dead(output: str, monkeypatch: pytest.MonkeyPa
 def test_a_job_that_was_taken_for_dead_and_places_a_file_late(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on while the other job cleans up, and then finds its staged files gone."""
     slow, quick = Plan(lines=21), Plan(lines=15, settings=OTHER)
-    place, save = commit_module._place, commit_module._save
+    place, save = commit_module._place, Claim.save
     waiting: list[Any] = []
 
     def stall(state: OutputState, staged: Any, final: Any) -> None:
@@ -323,14 +324,14 @@ def test_a_job_that_was_taken_for_dead_and_places_a_file_late(output: str, monke
             commit(output, quick.write_all(output, SHARDS), if_exists="overwrite", base=begin(output, "overwrite"))
         place(state, staged, final)
 
-    def late(state: OutputState, manifest: Any, *more: Any) -> None:
-        save(state, manifest, *more)
+    def late(claim: Claim, manifest: Any) -> None:
+        save(claim, manifest)
         if waiting and manifest.commit == 2:
             place(*waiting[0])
 
     monkeypatch.setattr(commit_module, "concurrently", lambda function, items: [function(item) for item in items])
     monkeypatch.setattr(commit_module, "_place", stall)
-    monkeypatch.setattr(commit_module, "_save", late)
+    monkeypatch.setattr(Claim, "save", late)
     records = slow.write_all(output, SHARDS)
     slow_path = final_record(records[0]).shards[0].path
     with pytest.raises(OutputError, match="another job has committed"):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable
 from dataclasses import replace
 
-from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage import conditional, filesystems
 
-from .history import Base, Entry, entry_path, list_entries, load_entry
+from .history import Base, Entry, entry_path, is_superseded
 from .manifest import Manifest
-from .records import STAGING, is_placed
+from .records import REJECTS, STAGING, is_placed
 from .staging import OutputState, concurrently
 
 __all__ = ["clean", "clean_alone"]
@@ -26,24 +24,24 @@ def clean(state: OutputState, number: int, target: Manifest) -> None:
     Only what lay there when the folder was listed, before the commit had its number, and nothing once there is a later
     number: whatever came later may be of a job that can still commit.
     """
-    if max(list_entries(state.output), default=0) > number:
-        return
 
-    def remove(paths: Iterable[str]) -> None:
-        concurrently(lambda path: filesystems.delete(filesystems.join(state.output, path)), sorted(paths))
+    def remove(path: str) -> None:
+        if not is_superseded(state.output, number):
+            filesystems.delete(filesystems.join(state.output, path))
 
-    abandoned = _abandoned(state, number)
+    abandoned = [*state.abandoned, *(entry for entry in state.unfinished if entry.commit < number)]
     # A job that was taken for dead may have placed files since its folder was listed.
-    added = {file.path for entry in state.unfinished if entry.commit in abandoned for file in entry.added}
-    remove(path for path in added - target.files if is_placed(path))
-    remove(_leftovers(state))
-    remove(entry_path(entry) for entry in abandoned)
+    added = {file.path for entry in abandoned for file in entry.added}
+    concurrently(remove, sorted(path for path in added - target.files if is_placed(path)))
+    concurrently(remove, _leftovers(state, target))
+    # Last, for the next run needs them if this one is cut off.
+    concurrently(remove, [entry_path(entry.commit) for entry in abandoned])
     filesystems.delete_empty(filesystems.join(state.output, STAGING))
 
 
 def clean_alone(state: OutputState, base: Base, target: Manifest) -> None:
     """Cleans up where there is nothing to commit, under a number of its own, so that no other job commits meanwhile."""
-    if not _leftovers(state):
+    if not _leftovers(state, target) and not state.abandoned:
         return
     # Not the job's own id: of two workers that are at this at once, only one may take the number back.
     number, own = state.newest + 1, replace(base, commit=state.commit, job=uuid.uuid4().hex)
@@ -53,19 +51,11 @@ def clean_alone(state: OutputState, base: Base, target: Manifest) -> None:
         filesystems.delete(url)
 
 
-def _leftovers(state: OutputState) -> list[str]:
-    """Staged and temporary files."""
-    return [path for path in state.present if path.startswith(f"{STAGING}/") or _TEMPORARY.fullmatch(path)]
+def _leftovers(state: OutputState, target: Manifest) -> list[str]:
+    """Staged files, temporary files, and rejects that the output does not name."""
 
+    def is_left(path: str) -> bool:
+        stray = path.startswith(f"{REJECTS}/") and is_placed(path) and path not in target.files
+        return stray or path.startswith(f"{STAGING}/") or _TEMPORARY.fullmatch(path) is not None
 
-def _abandoned(state: OutputState, number: int) -> list[int]:
-    """Numbers of entries before a commit, and after the one that it has replaced."""
-    base = state.commit
-    if number == state.commit:
-        if not any(entry < number for entry in state.entries):
-            return []
-        try:
-            base = load_entry(state.output, number).base
-        except InputError:
-            return []
-    return [entry for entry in state.entries if base < entry < number]
+    return sorted(filter(is_left, state.present))

@@ -25,17 +25,18 @@ import pyarrow.parquet as pq
 
 from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError
 from distilbeam.transforms.rejects import REJECTS_SCHEMA, RejectLimit
-from distilbeam.transforms.storage import conditional, filesystems
+from distilbeam.transforms.storage import filesystems
 
 from .accounting import check_records, check_rejects, first_lines, warn_of_mixed_precision
+from .claims import Claim, other_job
 from .cleaning import clean, clean_alone
-from .history import Base, Entry, entry_path, list_entries, load_entry
-from .manifest import MANIFEST, Manifest, fenced, find_manifest
+from .history import Base, is_superseded, list_entries, load_entry
+from .manifest import Manifest, find_manifest
 from .records import STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
 from .shards import parquet_bytes
 from .staging import OutputState, concurrently, sha256_of
 
-__all__ = ["PART", "begin", "commit", "other_job", "was_overtaken"]
+__all__ = ["PART", "begin", "commit", "was_overtaken"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,14 +82,6 @@ def was_overtaken(output: str, base: Base) -> bool:
     return manifest is not None and manifest.commit != base.commit
 
 
-def other_job(output: str) -> OutputError:
-    """What a job fails with that was overtaken."""
-    return OutputError(
-        f"another job has committed to {output!r} since this one began, so nothing of this one was committed; run it "
-        "again with if_exists 'resume' or 'overwrite', and give jobs that run at the same time folders of their own"
-    )
-
-
 def commit(
     output: str,
     records: Sequence[SplitRecord],
@@ -117,7 +110,7 @@ def commit(
     target = Manifest(tuple(final_record(record) for record in records))
     if len(target.files) < sum(len(record.files) for record in target.records):
         raise OutputError("two splits have the same file names; set max_shard_bytes to another value and run again")
-    state = _look(output, target)
+    state = OutputState.read(output)
     # What the plan found finished, or did not find, was so when it looked, which may be before the job's own look.
     base = (base or state.base(uuid.uuid4().hex)).earliest(*(record.base for record in records))
     if _is_overtaken(state, base, target):
@@ -134,21 +127,11 @@ def commit(
         # The same commit may run twice at once, as runners do, and the other one may have been quicker.
         now = OutputState.read(output)
         if _is_overtaken(now, base, target):
-            _withdraw(output, target)
             raise other_job(output) from error
         if now.manifest is None or now.unfinished or now.manifest.digest != target.digest:
             raise
         _log.warning("the output is complete, but not all is as it should be: %s", error)
         return now.manifest
-
-
-def _look(output: str, target: Manifest) -> OutputState:
-    state = OutputState.read(output)
-    made = state.manifest
-    if made is not None and made.digest == target.digest and not _is_complete(state, target):
-        # A listing lacks files that a worker moves meanwhile, which may be at this very commit.
-        return OutputState.read(output)
-    return state
 
 
 def _is_overtaken(state: OutputState, base: Base, target: Manifest) -> bool:
@@ -157,7 +140,9 @@ def _is_overtaken(state: OutputState, base: Base, target: Manifest) -> bool:
         return False
     try:
         entry = state.unfinished[-1] if state.unfinished else load_entry(state.output, state.newest)
-    except InputError:
+    except InputError as error:
+        if error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError):
+            raise  # the store is out of reach
         return True
     return entry.target != target.digest or (entry.job != base.job and entry.commit != base.newest)
 
@@ -180,20 +165,32 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
         clean_alone(state, base, target)
         return state.manifest
     _check_staged(state, records, target)
+    claim = Claim.of(state, base, target, _garbage(state, target))
+    try:
+        manifest = _replace(claim, records)
+    except (InputError, OutputError) as error:
+        if is_superseded(output, claim.number):
+            claim.withdraw()
+            raise other_job(output) from error
+        raise
+    clean(state, claim.number, target)
+    return manifest
+
+
+def _replace(claim: Claim, records: Sequence[SplitRecord]) -> Manifest:
+    """Puts the new output in place of the old one, the manifest last."""
+    output, target = claim.output, claim.target
+    state = OutputState.read(output)  # once more: another job may have placed files until the fence, or cleaned up
+    _check_staged(state, records, target)
     garbage = _garbage(state, target)
-    number = _claim(state, base, target, garbage)
-    version = _fence(state, number, target)
-    _check_staged(OutputState.read(output), records, target)  # another may have cleaned up meanwhile
 
     def delete(path: str) -> None:
-        # A job that was taken for dead must not delete what the later one keeps, so it looks before each file.
-        _check_claim(output, number, target)
+        claim.check()
         filesystems.delete(filesystems.join(output, path))
 
     concurrently(delete, garbage)
     if garbage:
         filesystems.sync(output)  # so that no power cut brings them back beside the new ones
-    _check_claim(output, number, target)
     moves = [
         (source, final)
         for record, placed in zip(records, target.records, strict=True)
@@ -202,18 +199,23 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
     ]
 
     def place(move: tuple[FileRecord, FileRecord]) -> None:
-        _check_claim(output, number, target)
+        claim.check()
         _place(state, *move)
 
     concurrently(place, moves)
     filesystems.sync(output)  # the manifest must not outlive what it names
     before = first_lines(records)
-    rejects = concurrently(lambda pair: _place_rejects(state, *pair, before), zip(records, target.records, strict=True))
+
+    def place_rejects(pair: tuple[SplitRecord, SplitRecord]) -> FileRecord | None:
+        claim.check()
+        return _place_rejects(state, *pair, before)
+
+    rejects = concurrently(place_rejects, zip(records, target.records, strict=True))
     placed = [replace(record, rejects_file=file) for record, file in zip(target.records, rejects, strict=True)]
-    manifest = replace(target, records=tuple(placed), commit=number)
-    _check_claim(output, number, target)
-    _save(state, manifest, target, version)
-    clean(state, number, target)
+    manifest = replace(target, records=tuple(placed), commit=claim.number)
+    claim.check()
+    _check_placed(output, manifest)
+    claim.save(manifest)
     return manifest
 
 
@@ -259,70 +261,13 @@ def _garbage(state: OutputState, target: Manifest) -> list[str]:
     )
 
 
-def _claim(state: OutputState, base: Base, target: Manifest, garbage: Sequence[str]) -> int:
-    """The number of the commit, once it is ours; that of the commit that is there if it leads to the same output."""
-    newest = state.unfinished[-1] if state.unfinished else None
-    if newest is not None and newest.target == target.digest:
-        return newest.commit
-    made = {(file.path, file.sha256) for file in state.manifest.shards} if state.manifest else set()
-    rejects = state.manifest.files if state.manifest else frozenset()
-    added = [
-        file
-        for record in target.records
-        for file in record.files
-        if (file.path not in rejects if file is record.rejects_file else (file.path, file.sha256) not in made)
-    ]
-    number = state.newest + 1
-    entry = Entry.of(number, replace(base, commit=state.commit), target, added, garbage)
-    url = filesystems.join(state.output, entry_path(number))
-    if not conditional.create(url, entry.to_json()):
-        try:
-            there = load_entry(state.output, number)
-        except InputError as error:  # its job has taken it back
-            raise other_job(state.output) from error
-        if (there.job, there.target) != (base.job, target.digest):
-            raise other_job(state.output)
-    elif list_entries(state.output)[-1:] != [number]:
-        # Entries of commits that were never finished are removed in the end, so a number may be free again.
-        filesystems.delete(url)
-        raise other_job(state.output)
-    return number
-
-
-def _fence(state: OutputState, number: int, target: Manifest) -> str | None:
-    """The version of the manifest that the commit replaces.
-
-    The job of an unfinished commit may be alive. So that it cannot name files that this one deletes, the manifest gets
-    a version first that the other has not read.
-    """
-    if all(entry.target == target.digest for entry in state.unfinished):
-        return state.version
-    url, data = filesystems.join(state.output, MANIFEST), fenced(state.manifest, number)
-    if conditional.create(url, data) if state.version is None else conditional.replace(url, data, state.version):
-        there, version = conditional.read(url)
-        if there == data:
-            return version
-    manifest = find_manifest(state.output)
-    if manifest is None or manifest.commit != number:
-        filesystems.delete(filesystems.join(state.output, entry_path(number)))
-    raise other_job(state.output)
-
-
-def _check_claim(output: str, number: int, target: Manifest) -> None:
-    """Raises OutputError if a later job has taken this one for dead and has begun to commit; nothing of ours stays."""
-    own, next_one = (filesystems.join(output, entry_path(entry)) for entry in (number, number + 1))
-    if filesystems.exists(next_one) or not filesystems.exists(own):  # one that was finished takes ours away
-        _withdraw(output, target)
-        raise other_job(output)
-
-
-def _withdraw(output: str, target: Manifest) -> None:
-    """Deletes the files that a commit has placed, save for those that another one has too."""
-    state = OutputState.read(output)
-    theirs = {file.path for entry in state.unfinished[-1:] for file in entry.added}
-    theirs |= state.manifest.files if state.manifest else frozenset()
-    ours = sorted((target.files & state.present.keys()) - theirs)
-    concurrently(lambda path: filesystems.delete(filesystems.join(output, path)), ours)
+def _check_placed(output: str, manifest: Manifest) -> None:
+    """Raises OutputError unless all that the manifest names is there, so that none is written that lies."""
+    present = OutputState.read(output).present
+    for record in manifest.records:
+        for file in record.files:
+            if present.get(file.path) != file.bytes:
+                raise _lost(output, file)
 
 
 def _place(state: OutputState, staged: FileRecord, final: FileRecord) -> None:
@@ -352,11 +297,22 @@ def _place_rejects(
     url = filesystems.join(state.output, final.path)
     if staged.path == final.path or staged.path not in state.present:
         data = filesystems.read_bytes(url)
+        if _count_rows(data) != staged.rows:
+            raise _lost(state.output, final)
     else:
         table = pq.read_table(pa.BufferReader(filesystems.read_bytes(filesystems.join(state.output, staged.path))))
         data = parquet_bytes(_with_lines(table, record, before))
         filesystems.write_bytes(url, data)
     return FileRecord(final.path, staged.rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _count_rows(data: bytes) -> int:
+    """Rows of a Parquet file; -1 if it is none."""
+    try:
+        rows: int = pq.read_metadata(pa.BufferReader(data)).num_rows
+    except pa.ArrowException:
+        return -1
+    return rows
 
 
 def _with_lines(table: pa.Table, record: SplitRecord, before: Mapping[tuple[int, int], int]) -> pa.Table:
@@ -367,11 +323,3 @@ def _with_lines(table: pa.Table, record: SplitRecord, before: Mapping[tuple[int,
     lines = pc.add(table["line"], pc.take(offsets, table[PART]))
     table = table.set_column(table.schema.get_field_index("line"), "line", lines)
     return table.select(REJECTS_SCHEMA.names)
-
-
-def _save(state: OutputState, manifest: Manifest, target: Manifest, version: str | None) -> None:
-    """Writes the manifest in place of the version that was read."""
-    url, data = filesystems.join(state.output, MANIFEST), manifest.to_json()
-    if not (conditional.create(url, data) if version is None else conditional.replace(url, data, version)):
-        _withdraw(state.output, target)
-        raise other_job(state.output)

@@ -20,7 +20,7 @@ from distilbeam.transforms.storage import filesystems
 from .manifest import Manifest, check_size
 from .records import FileRecord, canonical, is_count, is_placed, settings_of
 
-__all__ = ["HISTORY", "Base", "Entry", "entry_path", "list_entries", "load_entry", "number_of"]
+__all__ = ["HISTORY", "Base", "Entry", "entry_path", "is_superseded", "list_entries", "load_entry", "number_of"]
 
 HISTORY = "_distilbeam/history"
 VERSION = 1
@@ -173,6 +173,16 @@ def list_entries(output: str) -> list[int]:
     paths = (filesystems.resolve(info.url)[1] for info in filesystems.list_files(filesystems.join(output, HISTORY)))
     numbers = (number_of(f"{HISTORY}/{path.removeprefix(root).lstrip('/')}") for path in paths)
     return sorted(number for number in numbers if number is not None)
+
+
+def is_superseded(output: str, commit: int) -> bool:
+    """Whether a later commit has begun since this one took its number, or has ended and removed its entry.
+
+    Raises:
+        InputError: the store cannot be reached.
+    """
+    own, later = (filesystems.join(output, entry_path(number)) for number in (commit, commit + 1))
+    return filesystems.exists(later) or not filesystems.exists(own)
 
 
 def load_entry(output: str, commit: int) -> Entry:

@@ -33,7 +33,7 @@ from .shards import ShardSettings
 
 __all__ = ["OutputState", "concurrently", "difference", "finished_record", "sha256_of", "stage_record"]
 
-_LOOKS = 3
+_LOOKS = 5
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -73,32 +73,38 @@ class OutputState:
             InputError: the folder cannot be listed.
             OutputError: it is a file, or its manifest cannot be read.
         """
-        for attempt in range(_LOOKS):
+        for last in (*[False] * (_LOOKS - 1), True):
             try:
-                return cls._look(output)
+                if (state := cls._look(output, last)) is not None:
+                    return state
             except InputError as error:
                 # It may have changed between the listing and the reading; a store out of reach stays so.
                 changed = error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError)
-                if attempt == _LOOKS - 1 or not changed:
+                if last or not changed:
                     raise
         raise AssertionError
 
     @classmethod
-    def _look(cls, output: str) -> OutputState:
+    def _look(cls, output: str, last: bool) -> OutputState | None:
+        """What is there, or None if another commit has ended meanwhile, whose files the listing may lack."""
         _, root = filesystems.resolve(output)
-        present = {}
-        for info in filesystems.list_files(output):
-            _, path = filesystems.resolve(info.url)
-            present[path.removeprefix(root.rstrip("/")).lstrip("/")] = info.size
-        if "" in present:
-            raise OutputExistsError(f"{output!r} is a file; choose a folder for the output, which need not exist")
+        url = filesystems.join(output, MANIFEST)
         manifest, version = None, None
         try:
-            if MANIFEST in present:
-                url = filesystems.join(output, MANIFEST)
-                check_size(url, present[MANIFEST])
+            before = filesystems.file_info(url) if filesystems.exists(url) else None
+            if before is not None:
+                check_size(url, before.size)
                 data, version = conditional.read(url)
                 manifest = parse_manifest(url, data)
+            found = {}
+            for info in filesystems.list_files(output):
+                _, path = filesystems.resolve(info.url)
+                found[path.removeprefix(root.rstrip("/")).lstrip("/")] = info
+            if "" in found:
+                raise OutputExistsError(f"{output!r} is a file; choose a folder for the output, which need not exist")
+            if not last and _version(before) != _version(found.get(MANIFEST)):
+                return None
+            present = {path: info.size for path, info in found.items()}
             entries = sorted(number for path in present if (number := number_of(path)) is not None)
             newer = [number for number in entries if manifest is None or number > manifest.commit]
             unfinished = concurrently(lambda number: load_entry(output, number), newer)
@@ -133,9 +139,20 @@ class OutputState:
 
     @property
     def owned(self) -> frozenset[str]:
-        """Files that a manifest or an unfinished commit names."""
+        """Files that a manifest names, or a commit that was not finished."""
         made = self.manifest.files if self.manifest else frozenset()
-        return made.union(*(entry.files for entry in self.unfinished))
+        placed = ({file.path for file in entry.added} for entry in self.abandoned)
+        return made.union(*(entry.files for entry in self.unfinished), *placed)
+
+    @cached_property
+    def abandoned(self) -> tuple[Entry, ...]:
+        """Entries of commits that another one has replaced, and has not cleaned up after."""
+        older = [number for number in self.entries if number < self.commit]
+        try:
+            base = load_entry(self.output, self.commit).base if older else 0
+            return tuple(concurrently(lambda number: load_entry(self.output, number), [n for n in older if n > base]))
+        except InputError:
+            return ()
 
     def holds(self, file: FileRecord) -> bool:
         """Whether the file in its place is that of a record; it is read where an unfinished commit leaves it open."""
@@ -294,11 +311,12 @@ class OutputState:
                 return None
         rejects: FileRecord | None = None
         if record.rejects_file is not None and placed.rejects_file is not None:
-            # The commit rewrites rejects, so their size may have changed.
-            there = [file for file in (record.rejects_file, placed.rejects_file) if file.path in self.present]
-            if not there:
+            if self.present.get(record.rejects_file.path) == record.rejects_file.bytes:
+                rejects = record.rejects_file
+            elif record.rejects_file.path != placed.rejects_file.path and placed.rejects_file.path in self.present:
+                rejects = placed.rejects_file  # the commit rewrites rejects, so their size may have changed
+            else:
                 return None
-            rejects = there[0]
         return replace(record, shards=tuple(shards), rejects_file=rejects)
 
 
@@ -321,6 +339,10 @@ def finished_record(state: OutputState, provenance: Provenance, shards: ShardSet
             "'overwrite' to start anew"
         )
     return replace(records[0], ordinal=provenance.ordinal, splits=provenance.splits, base=provenance.base)
+
+
+def _version(info: filesystems.FileInfo | None) -> tuple[int, str] | None:
+    return (info.size, info.version) if info else None
 
 
 def sha256_of(output: str, path: str) -> str:
