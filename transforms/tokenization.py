@@ -47,6 +47,17 @@ class Tokens:
         """int64[rows], tokens in each row."""
         return np.diff(self.offsets)
 
+    def first_equal(self) -> npt.NDArray[np.int64] | None:
+        """The position of the first row with the same tokens for each row, int64[rows]; None where no two are equal."""
+        buffers = [None, pa.py_buffer(4 * self.offsets), pa.py_buffer(self.ids)]
+        encoded = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).dictionary_encode()
+        if len(encoded.dictionary) == len(self):
+            return None
+        codes = encoded.indices.to_numpy()
+        first = np.empty(len(encoded.dictionary), dtype=np.int64)
+        first[codes[::-1]] = np.arange(len(self))[::-1]  # of equal indices numpy keeps the last
+        return first[codes]
+
 
 def tokenize(texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, max_length: int) -> Tokens:
     """Tokenize texts and truncate each to ``max_length`` tokens, special tokens included.

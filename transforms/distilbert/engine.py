@@ -8,7 +8,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,35 @@ class Result:
     vectors: dict[str, npt.NDArray[np.float32]]
     scores: npt.NDArray[np.float32] | None
     failed: dict[int, tuple[str, str]]
+
+    def copy(self, rows: npt.NDArray[np.int64], sources: npt.NDArray[np.int64]) -> None:
+        """Give some rows what others have, int64[n] each."""
+        for outputs in (*self.vectors.values(), self.scores):
+            if outputs is not None:
+                outputs[rows] = outputs[sources]
+        if self.failed:
+            pairs = zip(rows.tolist(), sources.tolist(), strict=True)
+            self.failed.update({row: self.failed[source] for row, source in pairs if source in self.failed})
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is being computed.
+
+    Attributes:
+        copies: int64[rows], how many rows have the tokens of each row that is computed.
+    """
+
+    tokens: Tokens
+    copies: npt.NDArray[np.int64]
+    result: Result
+
+    def count_repeats(self, rows: npt.NDArray[np.int64]) -> None:
+        """Count the rows that need no pass of their own as if they had had one, without padding."""
+        repeats = self.copies[rows] - 1
+        if repeats.any():
+            tokens = int(repeats @ self.tokens.lengths[rows])
+            LIVE.add(rows=int(repeats.sum()), tokens=tokens, slots=tokens)
 
 
 def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | None = None) -> Compute:
@@ -131,7 +160,7 @@ class Engine:
         _log.info("%s runs on %s in %s with %d threads", checkpoint.id, compute.device, compute.dtype, compute.threads)
 
     def run(self, tokens: Tokens, pooling: Sequence[str] = (), classify: bool = False) -> Result:
-        """Run the encoder once over all rows.
+        """Run the encoder once over all rows; over rows of equal tokens once for all of them.
 
         A micro-batch that fails is halved until the rows that fail stand alone. One for which the memory is too small
         also lowers the token budget of all that follow; a row that does not fit even alone fails. Where all rows of
@@ -149,35 +178,43 @@ class Engine:
             scores=np.zeros((rows, len(self.checkpoint.labels)), dtype=np.float32) if classify else None,
             failed={},
         )
+        first = tokens.first_equal()
+        distinct = np.arange(rows, dtype=np.int64)
+        work = _Work(tokens, np.ones(rows, dtype=np.int64), result)
+        if first is not None:
+            work = replace(work, copies=np.bincount(first, minlength=rows))
+            repeats, distinct = np.flatnonzero(first != distinct), distinct[first == distinct]
         with WATCHDOG.holding(self._lock), torch.inference_mode():
             if classify:
                 # Before the loop, where a failure would count against the rows.
                 self._classifier()
             lengths = tokens.lengths
-            pending = deque(micro_batches(lengths, self._token_budget))
+            pending = deque(distinct[part] for part in micro_batches(lengths[distinct], self._token_budget))
             while pending:
                 batch = pending.popleft()
                 try:
-                    self._run_or_halve(tokens, batch, result)
+                    self._run_or_halve(work, batch)
                 except _TooLargeError:
                     rest = np.concatenate([batch, *pending])
                     pending = deque(rest[part] for part in micro_batches(lengths[rest], self._token_budget))
+        if first is not None:
+            result.copy(repeats, first[repeats])
         return result
 
-    def _run_or_halve(self, tokens: Tokens, batch: npt.NDArray[np.int64], result: Result) -> None:
+    def _run_or_halve(self, work: _Work, batch: npt.NDArray[np.int64]) -> None:
         passes = self._passes
 
         def attempt(rows: npt.NDArray[np.int64]) -> tuple[str, str] | None:
-            failure = self._attempt(tokens, rows, result)
+            failure = self._attempt(work, rows)
             if failure is not None and len(rows) == len(batch) > 1:
                 _log.warning("a micro-batch of %d rows failed with %s and is halved", len(batch), failure[0])
             return failure
 
-        result.failed.update(find_failing(batch, attempt))
+        work.result.failed.update(find_failing(batch, attempt))
         if self._passes == passes:
-            self._probe(tokens, int(batch[0]), result)
+            self._probe(work, int(batch[0]))
 
-    def _attempt(self, tokens: Tokens, rows: npt.NDArray[np.int64], result: Result) -> tuple[str, str] | None:
+    def _attempt(self, work: _Work, rows: npt.NDArray[np.int64]) -> tuple[str, str] | None:
         """Runs some rows, or says why they cannot be run.
 
         Raises:
@@ -186,7 +223,8 @@ class Engine:
         for again in (True, False):
             WATCHDOG.beat()
             try:
-                self._run_batch(tokens, rows, result)
+                self._run_batch(work.tokens, rows, work.result)
+                work.count_repeats(rows)
                 return None
             except Exception as error:
                 failure = type(error).__name__
@@ -197,7 +235,7 @@ class Engine:
             if not out_of_memory:
                 return failure, "the model failed on this row alone"
             if len(rows) > 1:
-                self._lower_budget(int(tokens.lengths[rows].sum()) // 2)
+                self._lower_budget(int(work.tokens.lengths[rows].sum()) // 2)
                 raise _TooLargeError
             if again:
                 gc.collect()
@@ -217,8 +255,9 @@ class Engine:
             self._token_budget,
         )
 
-    def _probe(self, tokens: Tokens, row: int, result: Result) -> None:
+    def _probe(self, work: _Work, row: int) -> None:
         """Run the special tokens of a row alone, which fails only where the device or the model is broken."""
+        tokens, result = work.tokens, work.result
         start, stop = tokens.offsets[row], tokens.offsets[row + 1]
         ids = tokens.ids[[start, stop - 1]]
         self._compute(ids, np.array([len(ids)]), tuple(result.vectors), classify=result.scores is not None)

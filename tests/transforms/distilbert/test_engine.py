@@ -357,7 +357,7 @@ def test_auto_takes_bfloat16_where_the_cpu_has_it(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_compute() == Compute("cpu", dtype, torch.get_num_threads())
+    assert choose_compute(threads=3) == Compute("cpu", dtype, 3)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
