@@ -18,10 +18,20 @@ from .hugging_face import load_model, load_tokenizer, mean_pool
 
 __all__ = ["best", "default"]
 
+
+
+class _Loaded:
+    """Encoder and tokenizer; no tuple, to which Beam cannot hold a weak reference."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.encoder = load_model(setup)
+        self.tokenizer = load_tokenizer(setup)
+
+
 # What is read and written lies in this process, where FnApiRunner runs the job: neither is part of what is timed.
 _TEXTS: list[str] = []
 _VECTORS: dict[int, npt.NDArray[np.float32]] = {}
-_LOADED: dict[Setup, tuple[Any, Any]] = {}
+_LOADED: dict[Setup, _Loaded] = {}
 
 
 def default(setup: Setup) -> Embedder:
@@ -62,38 +72,37 @@ def _embedder(setup: Setup, steps: Callable[[Any], Any]) -> Embedder:
     return embed
 
 
-class _Handler(ModelHandler[tuple[int, Any], tuple[int, npt.NDArray[np.float32]], Any]):
+class _Handler(ModelHandler[tuple[int, Any], tuple[int, npt.NDArray[np.float32]], _Loaded]):
     """(position, text or token ids) to (position, vector)."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         self._setup = setup
 
-    def load_model(self) -> Any:
+    def load_model(self) -> _Loaded:
         return _load(self._setup)
 
     def run_inference(
-        self, batch: Sequence[tuple[int, Any]], model: Any, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[tuple[int, Any]], model: _Loaded, inference_args: dict[str, Any] | None = None
     ) -> Iterable[tuple[int, npt.NDArray[np.float32]]]:
-        encoder, tokenizer = model
         examples = [example for _, example in batch]
         if isinstance(examples[0], str):
-            padded = tokenizer(
+            padded = model.tokenizer(
                 examples, padding=True, truncation=True, max_length=self._setup.max_length, return_tensors="pt"
             )
         else:
-            padded = tokenizer.pad({"input_ids": examples}, return_tensors="pt")
+            padded = model.tokenizer.pad({"input_ids": examples}, return_tensors="pt")
         ids, mask = padded["input_ids"].to(self._setup.device), padded["attention_mask"].to(self._setup.device)
         with torch.inference_mode():
-            hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            hidden = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
             vectors = mean_pool(hidden, mask).cpu().numpy()
         return [(position, vector) for (position, _), vector in zip(batch, vectors, strict=True)]
 
 
-def _load(setup: Setup) -> tuple[Any, Any]:
+def _load(setup: Setup) -> _Loaded:
     """Once for all runs, so that no loading is timed."""
     if setup not in _LOADED:
-        _LOADED[setup] = load_model(setup), load_tokenizer(setup)
+        _LOADED[setup] = _Loaded(setup)
     return _LOADED[setup]
 
 
@@ -103,8 +112,8 @@ def _read(_: None) -> list[tuple[int, str]]:
 
 def _tokenize(element: tuple[int, str], setup: Setup) -> tuple[int, list[int]]:
     position, text = element
-    _, tokenizer = _load(setup)
-    return position, tokenizer(text, truncation=True, max_length=setup.max_length)["input_ids"]
+    ids: list[int] = _load(setup).tokenizer(text, truncation=True, max_length=setup.max_length)["input_ids"]
+    return position, ids
 
 
 def _size(element: tuple[int, list[int]]) -> int:

@@ -63,7 +63,10 @@ def _sentences(setup: Setup, **settings: Any) -> Embedder:
 def load_model(setup: Setup) -> Any:
     """The encoder in the dtype of the setup, on its device."""
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     model: Any = AutoModel.from_pretrained(setup.model, dtype=getattr(torch, setup.dtype))
     return model.eval().to(setup.device)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -71,9 +73,12 @@ def _convert(setup: Setup) -> Any:
 
     model = _Pooled(load_model(replace(setup, dtype="float32"))).eval()
     ids = torch.randint(1000, 2000, (2, 8))
-    with torch.inference_mode():
+    # By export: what transformers does with masks cannot be traced.
+    rows, length = torch.export.Dim("rows", min=1, max=65_536), torch.export.Dim("length", min=2, max=setup.max_length)
+    sizes = ({0: rows, 1: length}, {0: rows, 1: length})
+    with torch.no_grad():
         graph: Any = openvino.convert_model(
-            model, example_input={"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            torch.export.export(model, (ids, torch.ones_like(ids)), dynamic_shapes=sizes)
         )
     return graph
 
@@ -88,14 +93,15 @@ def _quantize(graph: Any, tokenizer: Any, setup: Setup) -> Any:
     texts = generate(draw_lengths(_CALIBRATION, generator), generator)
     rows = tokenizer(texts, truncation=True, max_length=setup.max_length)["input_ids"]
     data = nncf.Dataset([_pad([row]) for row in rows])
-    return nncf.quantize(graph, data, subset_size=_CALIBRATION, model_type=nncf.ModelType.TRANSFORMER)
+    with redirect_stdout(sys.stderr):  # its progress
+        return nncf.quantize(graph, data, subset_size=_CALIBRATION, model_type=nncf.ModelType.TRANSFORMER)
 
 
-def _pad(rows: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
-    """Token ids to what the graph takes, int64[rows, longest]; the padding is token 0, masked."""
+def _pad(rows: list[list[int]]) -> list[npt.NDArray[np.int64]]:
+    """Token ids to what the graph takes, ids and mask, int64[rows, longest] each; the padding is token 0, masked."""
     ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     mask = np.zeros_like(ids)
     for position, row in enumerate(rows):
         ids[position, : len(row)] = row
         mask[position, : len(row)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    return [ids, mask]
