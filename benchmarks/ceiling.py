@@ -19,10 +19,11 @@ from .measure import timed
 __all__ = ["DTYPES", "Ceiling", "find"]
 
 DTYPES = ("float32", "bfloat16", "int8")
-_TOKENS = {"cpu": (2048,), "cuda": (4096, 32768)}
+_TOKENS = {"cpu": (512, 2048), "cuda": (4096, 32768)}
 _PROBE = 64  # tokens
 _SLOWER = 1.5  # what is so many times slower than the best is not tried on more tokens
-_SECONDS = 0.3
+_SECONDS = 0.3  # of a sample
+_LONGEST = 1.0  # seconds that a pass may take, if fewer tokens were tried before
 
 _Product = Callable[[], object]
 
@@ -81,6 +82,8 @@ def find(dtype: str, shapes: Sequence[tuple[int, int]], device: str = "cpu") -> 
     best: _Found | None = None
     # The slow ones are given up on few tokens, since they may take seconds on many.
     for tokens in (_PROBE, *_TOKENS[kind]):
+        if best is not None and best.tokens > _PROBE and _flops(shapes, tokens) > _LONGEST * best.rate:
+            break
         found = [one for how in ways if (one := _try(how, dtype, shapes, tokens, device))]
         fastest = max((one.rate for one in found), default=0.0)
         ways = [one.how for one in found if one.rate * _SLOWER >= fastest]

@@ -16,7 +16,7 @@ from .checkpoint import read_shape
 from .corpus import Corpus
 from .machine import describe
 from .measure import interleave
-from .paths import STORED, VECTORS, Paths
+from .paths import STORED, Paths
 from .peers import PEERS, Embedder, Peer, Setup, agreement, missing
 from .report import Report, Row
 from .roofline import ceilings, figures
@@ -104,8 +104,9 @@ def compare(
     }
     notes = [
         "Medians (least to most); tokens are those of the texts, special tokens included, padding not.",
-        "fraction: of the ceiling of the dtype, measured in the same round. cosine: the least with our float32 vectors,",
-        f"over {len(sample)} texts, without the mean of all. Models are loaded before; Beam's pipelines are built anew.",
+        "fraction: of the ceiling of the dtype, measured in the same round.",
+        f"cosine: the least with our float32 vectors, over {len(sample)} texts, after the mean of all was taken away.",
+        "Models are loaded before what is timed; Beam's pipelines are built anew in it.",
     ]
     order = {TITLE: 0}
     return Report("peers", machine, settings, sorted(rows + absent, key=lambda row: order.get(row.group, 1)), notes)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def generate(lengths: Sequence[int] | npt.NDArray[np.int64], generator: np.rando
     # Found by bisection, since Generator.choice with weights is several times slower.
     bounds = np.cumsum(weights / weights.sum())
     drawn = np.minimum(np.searchsorted(bounds, generator.random(int(edges[-1]))), len(words) - 1)
-    return [" ".join(words[drawn[start:stop]]) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [" ".join(words[drawn[start:stop]]) for start, stop in pairwise(edges.tolist())]
 
 
 def save(texts: Sequence[str], path: Path) -> Path:

@@ -11,7 +11,7 @@ __all__ = ["attention_flops", "gemm_shapes", "linear_flops", "row_flops"]
 
 
 def gemm_shapes(shape: Shape) -> tuple[tuple[int, int], ...]:
-    """(in, out) of the four matrix products of a layer: query, key and value in one; output; both of the feed-forward."""
+    """(in, out) of the products of a layer: query, key and value in one; output; both of the feed-forward."""
     dim, hidden = shape.dim, shape.hidden_dim
     return (dim, 3 * dim), (dim, dim), (dim, hidden), (hidden, dim)
 

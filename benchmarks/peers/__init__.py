@@ -75,15 +75,26 @@ def _peers() -> tuple[Peer, ...]:
         Peer("Hugging Face pipeline", "hugging_face:pipeline", fp32, hugging_face, pooling="cls", agrees=0.999),
         Peer("sentence-transformers fp32", "hugging_face:sentences", fp32, sentences, agrees=0.999),
         Peer("sentence-transformers bf16", "hugging_face:sentences", bf16, sentences),
-        Peer("sentence-transformers OpenVINO", "hugging_face:sentences_openvino", fp32, (*sentences, "optimum.intel"),
-             cpu),
+        Peer(
+            "sentence-transformers OpenVINO",
+            "hugging_face:sentences_openvino",
+            fp32,
+            (*sentences, "optimum.intel"),
+            cpu,
+        ),
         Peer("Beam RunInference fp32, default", "beam:default", fp32, hugging_face, agrees=0.999),
         Peer("Beam RunInference fp32, sorted", "beam:best", fp32, hugging_face, agrees=0.999),
         Peer("Beam RunInference bf16, sorted", "beam:best", bf16, hugging_face),
         Peer("OpenVINO fp32, sorted, budget", "openvino:embedder", fp32, ("openvino", *hugging_face), cpu),
         Peer("OpenVINO bf16, sorted, budget", "openvino:embedder", bf16, ("openvino", *hugging_face), cpu),
-        Peer("OpenVINO int8, sorted, budget", "openvino:embedder", int8, ("openvino", "nncf", *hugging_face), cpu,
-             agrees=0.8),
+        Peer(
+            "OpenVINO int8, sorted, budget",
+            "openvino:embedder",
+            int8,
+            ("openvino", "nncf", *hugging_face),
+            cpu,
+            agrees=0.8,
+        ),
     )
 
 
@@ -137,4 +148,6 @@ def padded_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     wide = vectors.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30)
+    lengths: npt.NDArray[np.float64] = np.linalg.norm(wide, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float64] = wide / np.maximum(lengths, 1e-30)
+    return unit

@@ -19,7 +19,6 @@ from .hugging_face import load_model, load_tokenizer, mean_pool
 __all__ = ["best", "default"]
 
 
-
 class _Loaded:
     """Encoder and tokenizer; no tuple, to which Beam cannot hold a weak reference."""
 
