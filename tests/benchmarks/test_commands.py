@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import compare, peers
-from benchmarks.__main__ import main
+from benchmarks.__main__ import _parser, main
 from benchmarks.checkpoint import TINY
 from benchmarks.report import read_json
 from benchmarks.scaling import SHARES, repeated
@@ -116,6 +118,14 @@ def test_gpu(tmp_path: Path) -> None:
     rows = {row.name: row for row in read_json(path).rows}
     assert rows["forward only, bfloat16"].samples["fraction"]
     assert rows["sentence-transformers fp32"].samples
+
+
+def test_the_commands_of_the_docs_are_understood() -> None:
+    text = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python -m benchmarks (.+)$", text, flags=re.MULTILINE)
+    assert {command.split()[0] for command in commands} == {"roofline", "peers", "scaling", "gpu"}
+    for command in commands:
+        _parser().parse_args(shlex.split(command, comments=True))
 
 
 def test_a_model_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
