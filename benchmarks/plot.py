@@ -70,9 +70,9 @@ def _bars(axis: Any, rows: Sequence[Row], figure: str) -> None:
     for position, row in enumerate(rows):
         fraction = row.value("fraction")
         if fraction is not None:
-            axis.text(0, position, f" {fraction:.0%} of the ceiling", va="center", fontsize=7, color="white")
+            axis.text(max(row.samples[figure]), position, f" {fraction:.0%} of the ceiling", va="center", fontsize=7)
     axis.invert_yaxis()
-    axis.set_xlim(left=0)
+    axis.set_xlim(0, 1.25 * max(max(row.samples[figure]) for row in rows))
     axis.set_xlabel(figure, fontsize=8)
 
 
