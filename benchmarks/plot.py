@@ -72,7 +72,7 @@ def _bars(axis: Any, rows: Sequence[Row], figure: str) -> None:
         if fraction is not None:
             axis.text(max(row.samples[figure]), position, f" {fraction:.0%} of the ceiling", va="center", fontsize=7)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.25 * max(max(row.samples[figure]) for row in rows))
+    axis.set_xlim(0, 1.35 * max(max(row.samples[figure]) for row in rows))
     axis.set_xlabel(figure, fontsize=8)
 
 
