@@ -4,12 +4,17 @@ import errno
 import re
 import threading
 import traceback
+from pathlib import Path
 
 import pytest
 
-from distilbeam.pipelines.failures import deaths_noted, explain, frames, recover, told_death
+from distilbeam.pipelines.failures import commits_now, deaths_noted, explain, frames, recover, told_death
 from distilbeam.transforms import errors
+from distilbeam.transforms.output.commit import begin, commit
+from distilbeam.transforms.storage import conditional, filesystems
 from distilbeam.transforms.watchdog import EXIT_CODE
+from tests.outputs import MANIFEST, SHARDS, files
+from tests.plans import Plan
 
 STEP = " [while running 'Read documents/Plan']"
 CLASSES = [getattr(errors, name) for name in errors.__all__]
@@ -102,3 +107,30 @@ def test_deaths_are_noted_where_beam_raises_them() -> None:
 def test_a_full_disk_is_told_with_its_cure() -> None:
     assert "the disk is full; free some space and run again" in explain(OSError(errno.ENOSPC, "SECRET"))
     assert "SECRET" not in explain(OSError(errno.ENOSPC, "SECRET"))
+
+
+def test_a_commit_under_way_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an earlier first commit has died, so that what lies in place of the manifest names no output."""
+    output, told = str(tmp_path / "out"), []
+    move, replace = filesystems.move, conditional.replace
+
+    def die(source: str, target: str) -> None:
+        told.append(commits_now(output))
+        raise errors.OutputError("killed")
+
+    def note(url: str, data: bytes, version: str) -> bool:
+        assert MANIFEST in files(output)
+        told.append(commits_now(output))
+        return replace(url, data, version)
+
+    assert not commits_now(output)
+    monkeypatch.setattr(filesystems, "move", die)
+    with pytest.raises(errors.OutputError, match="killed"):
+        commit(output, Plan(lines=9, settings={"model": "other"}).write_all(output, SHARDS))
+    monkeypatch.setattr(filesystems, "move", move)
+    monkeypatch.setattr(conditional, "replace", note)
+    base = begin(output, "overwrite")
+    commit(output, Plan(lines=15).write_all(output, SHARDS), if_exists="overwrite", base=base)
+    assert len(told) > 1
+    assert all(told)
+    assert not commits_now(output)

@@ -144,15 +144,19 @@ class OutputState:
         placed = ({file.path for file in entry.added} for entry in self.abandoned)
         return made.union(*(entry.files for entry in self.unfinished), *placed)
 
-    @cached_property
+    @property
     def abandoned(self) -> tuple[Entry, ...]:
         """Entries of commits that another one has replaced, and has not cleaned up after."""
-        older = [number for number in self.entries if number < self.commit]
-        try:
-            base = load_entry(self.output, self.commit).base if older else 0
-            return tuple(concurrently(lambda number: load_entry(self.output, number), [n for n in older if n > base]))
-        except InputError:
-            return ()
+        # No cached_property: until Python 3.12 all folders of a process would wait for this one's store.
+        if "_abandoned" not in vars(self):
+            older = [number for number in self.entries if number < self.commit]
+            try:
+                base = load_entry(self.output, self.commit).base if older else 0
+                found = concurrently(lambda number: load_entry(self.output, number), [n for n in older if n > base])
+            except InputError:
+                found = []
+            vars(self)["_abandoned"] = tuple(found)
+        return tuple(vars(self)["_abandoned"])
 
     def holds(self, file: FileRecord) -> bool:
         """Whether the file in its place is that of a record; it is read where an unfinished commit leaves it open."""
