@@ -20,6 +20,7 @@ from distilbeam.transforms import Encoder
 FEW = ["--model", str(TINY), "--repeats", "2"]
 
 
+@pytest.mark.slow
 def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.json"
     assert main(["roofline", *FEW, "--rows", "12", "--corpus", "generated", "--json", str(path)]) == 0
@@ -37,6 +38,7 @@ def test_roofline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"float32", "bfloat16", "int8"} <= set(rows)
 
 
+@pytest.mark.slow
 def test_scaling_measures_each_job_in_a_process_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     axes = ["--axes", "lengths", "--lengths", "7", "40", "--at", "20"]

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -23,9 +24,14 @@ DATA = bytes(range(256)) * 40
 URL = "memory://failures/a.bin"
 
 
+def _sleep_by(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    # For this module alone: other threads of the process may be waiting too.
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+
+
 @pytest.fixture(autouse=True)
 def _files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(retries.time, "sleep", lambda _: None)
+    _sleep_by(monkeypatch, lambda _: None)
     filesystems.write_bytes(URL, DATA)
     yield
     monkeypatch.undo()
@@ -194,7 +200,7 @@ def test_a_killed_upload_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_the_time_of_all_tries_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that is down for good costs seconds beyond what its driver takes."""
     waited: list[float] = []
-    monkeypatch.setattr(retries.time, "sleep", waited.append)
+    _sleep_by(monkeypatch, waited.append)
     filesystem = fsspec.filesystem("memory")
     monkeypatch.setattr(type(filesystem), "info", lambda *_, **__: (_ for _ in ()).throw(ConnectionResetError()))
     start = time.monotonic()
