@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
+from tests.faults.table import summarize
+
 # Set before any test module is imported, since these libraries read them at import.
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # Here, since of the conftest files in folders the controller of xdist reads none.
+    summarize(terminalreporter)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["KEY", "NOTHING", "FaultReport", "render", "rows_of"]
+import pytest
+
+__all__ = ["KEY", "NOTHING", "FaultReport", "render", "rows_of", "summarize"]
 
 KEY = "fault"
 _COLUMNS = {
@@ -22,6 +27,23 @@ NOTHING = dict.fromkeys(("injected", "splits_redone", "extra_passes", "seconds",
 """What is known of a fault whose test has failed before it could tell."""
 
 _SUMS = ("injected", "splits_redone", "extra_passes", "seconds")
+
+
+def summarize(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints all rows of a session; ``FAULTS_JSON`` names a file to write them to as well."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    calls = [report for report in reports if getattr(report, "when", "") == "call"]  # the others repeat its properties
+    found = [(value, report.passed) for report in calls for key, value in report.user_properties if key == KEY]
+    # A fault test that fails before it could add its row is seen all the same.
+    lost = [report.nodeid for report in calls if report.failed and report.nodeid.startswith("tests/faults/")]
+    found += [({"fault": test, **NOTHING}, False) for test in lost]
+    rows = rows_of(found)
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    terminalreporter.write(render(rows) + "\n")
+    if os.environ.get("FAULTS_JSON"):
+        Path(os.environ["FAULTS_JSON"]).write_text(json.dumps(rows, indent=2) + "\n")
 
 
 class FaultReport:
