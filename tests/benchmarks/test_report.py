@@ -72,7 +72,6 @@ def test_work_is_done_in_turns() -> None:
 
 @pytest.mark.parametrize("benchmark", ["roofline", "scaling"])
 def test_a_report_can_be_drawn(report: Report, benchmark: str, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     from benchmarks.plot import plot
 
     plot(Report(benchmark, report.machine, report.settings, report.rows), tmp_path / "p.png")

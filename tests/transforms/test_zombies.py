@@ -211,14 +211,20 @@ def check_goes_on(output: str, plan: Plan) -> None:
     check_settled(output)
 
 
-def test_a_twin_that_gives_up_leaves_what_the_other_one_names(output: str, start: Start) -> None:
-    """One twin sees a third job and gives up; the other one is about to save, before that job's fence."""
-    plan, other = Plan(lines=15), Plan(lines=9, settings=OTHER)
+def twins_and_another(output: str, start: Start, plan: Plan, other: Plan) -> tuple[Job, Job, Job]:
+    """One commit twice, once amid its moves and once about to save, and a third job that has not begun."""
     base, records = begin(output, "overwrite"), plan.write_all(output, SHARDS)
     one, two = (start(lambda: commit(output, records, if_exists="overwrite", base=base)) for _ in range(2))
     third = start(overwrite(output, other))
     one.until(_MOVE, after=True)
     two.until(_SAVE)
+    return one, two, third
+
+
+def test_a_twin_that_gives_up_leaves_what_the_other_one_names(output: str, start: Start) -> None:
+    """One twin sees a third job and gives up; the other one is about to save, before that job's fence."""
+    plan, other = Plan(lines=15), Plan(lines=9, settings=OTHER)
+    one, two, third = twins_and_another(output, start, plan, other)
     third.until(_FENCE)
     assert OVERTAKEN in one.ends()
     assert two.ends() == ""
@@ -231,11 +237,7 @@ def test_a_twin_that_gives_up_leaves_what_the_other_one_names(output: str, start
 def test_a_twin_that_gives_up_after_the_fence(output: str, start: Start) -> None:
     """As before, but the third job has fenced the manifest off: it is the one that commits."""
     plan, other = Plan(lines=15), Plan(lines=9, settings=OTHER)
-    base, records = begin(output, "overwrite"), plan.write_all(output, SHARDS)
-    one, two = (start(lambda: commit(output, records, if_exists="overwrite", base=base)) for _ in range(2))
-    third = start(overwrite(output, other))
-    one.until(_MOVE, after=True)
-    two.until(_SAVE)
+    one, two, third = twins_and_another(output, start, plan, other)
     third.until(_FENCE, after=True)
     assert OVERTAKEN in one.ends()
     assert OVERTAKEN in two.ends()

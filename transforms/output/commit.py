@@ -34,7 +34,7 @@ from .history import Base, is_superseded, list_entries, load_entry
 from .manifest import Manifest, find_manifest
 from .records import STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
 from .shards import parquet_bytes
-from .staging import OutputState, concurrently, sha256_of
+from .staging import OutputState, concurrently, listed, sha256_of
 
 __all__ = ["PART", "begin", "commit", "was_overtaken"]
 
@@ -207,7 +207,8 @@ def _replace(claim: Claim, records: Sequence[SplitRecord]) -> Manifest:
     before = first_lines(records)
 
     def place_rejects(pair: tuple[SplitRecord, SplitRecord]) -> FileRecord | None:
-        claim.check()
+        if pair[0].rejects_file is not None:
+            claim.check()
         return _place_rejects(state, *pair, before)
 
     rejects = concurrently(place_rejects, zip(records, target.records, strict=True))
@@ -263,10 +264,10 @@ def _garbage(state: OutputState, target: Manifest) -> list[str]:
 
 def _check_placed(output: str, manifest: Manifest) -> None:
     """Raises OutputError unless all that the manifest names is there, so that none is written that lies."""
-    present = OutputState.read(output).present
+    there = listed(output)
     for record in manifest.records:
         for file in record.files:
-            if present.get(file.path) != file.bytes:
+            if file.path not in there or there[file.path].size != file.bytes:
                 raise _lost(output, file)
 
 

@@ -31,7 +31,7 @@ from .manifest import (
 )
 from .shards import ShardSettings
 
-__all__ = ["OutputState", "concurrently", "difference", "finished_record", "sha256_of", "stage_record"]
+__all__ = ["OutputState", "concurrently", "difference", "finished_record", "listed", "sha256_of", "stage_record"]
 
 _LOOKS = 5
 
@@ -87,7 +87,6 @@ class OutputState:
     @classmethod
     def _look(cls, output: str, last: bool) -> OutputState | None:
         """What is there, or None if another commit has ended meanwhile, whose files the listing may lack."""
-        _, root = filesystems.resolve(output)
         url = filesystems.join(output, MANIFEST)
         manifest, version = None, None
         try:
@@ -96,10 +95,7 @@ class OutputState:
                 check_size(url, before.size)
                 data, version = conditional.read(url)
                 manifest = parse_manifest(url, data)
-            found = {}
-            for info in filesystems.list_files(output):
-                _, path = filesystems.resolve(info.url)
-                found[path.removeprefix(root.rstrip("/")).lstrip("/")] = info
+            found = listed(output)
             if "" in found:
                 raise OutputExistsError(f"{output!r} is a file; choose a folder for the output, which need not exist")
             if not last and _version(before) != _version(found.get(MANIFEST)):
@@ -343,6 +339,17 @@ def finished_record(state: OutputState, provenance: Provenance, shards: ShardSet
             "'overwrite' to start anew"
         )
     return replace(records[0], ordinal=provenance.ordinal, splits=provenance.splits, base=provenance.base)
+
+
+def listed(output: str) -> dict[str, filesystems.FileInfo]:
+    """Every file below a folder, by path below it.
+
+    Raises:
+        InputError: the folder cannot be listed.
+    """
+    _, root = filesystems.resolve(output)
+    infos = filesystems.list_files(output)
+    return {filesystems.resolve(info.url)[1].removeprefix(root.rstrip("/")).lstrip("/"): info for info in infos}
 
 
 def _version(info: filesystems.FileInfo | None) -> tuple[int, str] | None:
