@@ -80,6 +80,7 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
     with Progress(how, TITLES[command]) as progress:
 
         def work() -> Any:
+            _start_decoder(settings)
             from . import job
 
             return getattr(job, command)(**settings, beam_options=flags)
@@ -102,6 +103,15 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
 
     show_summary(summary, _console())
     return 0
+
+
+def _start_decoder(settings: dict[str, Any]) -> None:
+    """Starts the decoder of Parquet where names tell that it is needed; Beam takes longer than it to import."""
+    names = (str(path).lower() for path in settings["input"])
+    if settings.get("format") == "parquet" or any(name.endswith(".parquet") for name in names):
+        from distilbeam.transforms.input.sandbox import warm
+
+        warm()
 
 
 def _demo(options: Namespace, flags: list[str]) -> int:
