@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 __all__ = ["EXIT_CODE", "STALL_TIMEOUT", "WATCHDOG", "Watchdog"]
 
@@ -62,6 +63,11 @@ class Watchdog:
                 self._works[thread] = outer
             else:
                 self._works.pop(thread, None)
+
+    def inherited(self) -> Callable[[], AbstractContextManager[None]]:
+        """What watches another thread that does a part of this one's work, to be entered there."""
+        work = self._works.get(threading.get_ident())
+        return nullcontext if work is None else partial(self.watch, work.what, work.seconds)
 
     def beat(self) -> None:
         """This thread goes on to the next piece of its work."""

@@ -37,6 +37,29 @@ def test_a_thread_that_hangs_is_seen_while_others_progress() -> None:
     assert "in hung;" in done.stderr
 
 
+def test_a_part_of_the_work_that_hangs_is_seen_while_another_progresses() -> None:
+    code = (
+        "def hang(watch):\n"
+        "    with watch(): time.sleep(30)\n"
+        "def busy(watch):\n"
+        "    with watch():\n"
+        "        while True: w.beat(); time.sleep(0.01)\n"
+        "with w.watch('the work', 0.5):\n"
+        "    parts = [threading.Thread(target=part, args=(w.inherited(),), daemon=True) for part in (hang, busy)]\n"
+        "    with w.paused():\n"
+        "        for part in parts: part.start()\n"
+        "        for part in parts: part.join()\n"
+    )
+    done = run(code)
+    assert done.returncode == EXIT_CODE
+    assert "in the work;" in done.stderr
+
+
+def test_no_part_of_work_that_is_not_watched_is_watched() -> None:
+    done = run("with w.inherited()(): time.sleep(0.5)\nprint(w._works)")
+    assert (done.returncode, done.stdout) == (0, "{}\n"), done.stderr
+
+
 @pytest.mark.slow
 def test_a_process_that_was_stopped_is_given_time() -> None:
     code = (

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from distilbeam.transforms.watchdog import WATCHDOG
 
 from .checkpoint import Checkpoint
 from .heads import ClassificationHead
+from .lanes import in_lanes, share
 from .packed import Packed, PackedEncoder
 from .pooling import pool
 from .weights import Weights
@@ -144,8 +146,9 @@ class Engine:
         self.compute = compute
         on_cpu = compute.device == "cpu"
         self._device = torch.device(compute.device)
+        self._lanes = compute.threads if on_cpu else 1
         # Enough tokens to fill the matrix units, few enough to stay in the caches of a CPU.
-        self._token_budget = token_budget or (2048 if on_cpu else 32768)
+        self._token_budget = token_budget or (32768 if not on_cpu else 2048 if self._lanes == 1 else 1024)
         self._lowered = False
         self._fitted = 0  # tokens of the largest micro-batch that came through
         if on_cpu and compute.threads != torch.get_num_threads():
@@ -162,9 +165,11 @@ class Engine:
     def run(self, tokens: Tokens, pooling: Sequence[str] = (), classify: bool = False) -> Result:
         """Run the encoder once over all rows; over rows of equal tokens once for all of them.
 
-        A micro-batch that fails is halved until the rows that fail stand alone. One for which the memory is too small
-        also lowers the token budget of all that follow; a row that does not fit even alone fails. Where all rows of
-        a micro-batch fail, and so does the smallest possible row, the fault is not the rows', and the error is raised.
+        On a CPU as many micro-batches run at once as there are threads; where the memory is too small for that, one by
+        one from then on. A micro-batch that fails is halved until the rows that fail stand alone. One for which the
+        memory is too small also lowers the token budget of all that follow; a row that does not fit even alone fails.
+        Where all rows of a micro-batch fail, and so does the smallest possible row, the fault is not the rows', and the
+        error is raised.
 
         Args:
             tokens: rows of at most ``max_position_embeddings`` tokens.
@@ -188,18 +193,23 @@ class Engine:
             if classify:
                 # Before the loop, where a failure would count against the rows.
                 self._classifier()
-            lengths = tokens.lengths
-            pending = deque(distinct[part] for part in micro_batches(lengths[distinct], self._token_budget))
+            pending = self._divided(tokens.lengths, distinct)
             while pending:
-                batch = pending.popleft()
                 try:
-                    self._run_or_halve(work, batch)
+                    in_lanes(pending, partial(self._run_or_halve, work), self._lanes, self.compute.threads)
                 except _TooLargeError:
-                    rest = np.concatenate([batch, *pending])
-                    pending = deque(rest[part] for part in micro_batches(lengths[rest], self._token_budget))
+                    if self._lanes > 1:
+                        _log.warning("out of memory with %d passes side by side; from here on one by one", self._lanes)
+                        self._lanes = 1
+                    pending = self._divided(tokens.lengths, np.concatenate(list(pending)))
         if first is not None:
             result.copy(repeats, first[repeats])
         return result
+
+    def _divided(self, lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> deque[npt.NDArray[np.int64]]:
+        """Some rows as micro-batches; int64[n] each, their positions."""
+        lengths = lengths[rows]
+        return deque(rows[part] for part in micro_batches(lengths, share(lengths, self._token_budget, self._lanes)))
 
     def _run_or_halve(self, work: _Work, batch: npt.NDArray[np.int64]) -> None:
         passes = self._passes
@@ -218,7 +228,8 @@ class Engine:
         """Runs some rows, or says why they cannot be run.
 
         Raises:
-            _TooLargeError: the memory is too small for them together, and the token budget was lowered.
+            _TooLargeError: the memory is too small for them beside other lanes; or together, and the token budget was
+                lowered.
         """
         for again in (True, False):
             WATCHDOG.beat()
@@ -234,6 +245,8 @@ class Engine:
                 torch.cuda.empty_cache()
             if not out_of_memory:
                 return failure, "the model failed on this row alone"
+            if self._lanes > 1:
+                raise _TooLargeError
             if len(rows) > 1:
                 self._lower_budget(int(work.tokens.lengths[rows].sum()) // 2)
                 raise _TooLargeError

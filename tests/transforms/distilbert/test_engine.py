@@ -332,6 +332,83 @@ def test_threads_take_turns(
     assert len(results) == 4
 
 
+LANES = Compute("cpu", "float32", 3)
+
+
+def test_outputs_do_not_depend_on_what_runs_side_by_side(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
+    random = np.random.default_rng(5)
+    rows = [[2, *random.integers(5, 150, int(length)).tolist(), 3] for length in random.integers(1, 60, 600)]
+    checkpoint = Checkpoint.open(checkpoints.classifier)
+    expected = Engine(checkpoint, FLOAT32).run(as_tokens(rows), ("mean", "cls"), classify=True)
+    for budget in (64, 500, None):
+        result = Engine(checkpoint, LANES, budget).run(as_tokens(rows), ("mean", "cls"), classify=True)
+        assert result.failed == {}
+        assert result.scores is not None
+        assert expected.scores is not None
+        np.testing.assert_allclose(result.scores, expected.scores, atol=1e-5)
+        for mode in ("mean", "cls"):
+            np.testing.assert_allclose(result.vectors[mode], expected.vectors[mode], atol=1e-5)
+
+
+def test_rows_that_break_the_model_fail_alone_in_every_lane(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), LANES, 48)
+    expected = engine.run(as_tokens(triples(60)), ("mean",)).vectors["mean"]
+    encoder = engine._encoder
+    for bad in (7, 31, 59):
+        encoder = Breaking(encoder, 10 + bad, ValueError)
+    engine._encoder = encoder  # type: ignore[assignment]
+    result = engine.run(as_tokens(triples(60)), ("mean",))
+    assert sorted(result.failed) == [7, 31, 59]
+    good = np.setdiff1d(np.arange(60), [7, 31, 59])
+    np.testing.assert_allclose(result.vectors["mean"][good], expected[good], atol=1e-5)
+
+
+class Crowded(Small):
+    """An encoder that runs out of memory when it is used twice at once."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__(encoder, 10_000, MemoryError())
+        self._inside = 0
+        self._together = threading.Barrier(3)
+
+    def __call__(self, packed: Any) -> torch.Tensor:
+        self._inside += 1
+        try:
+            if self.refused == 0:
+                self._together.wait(20)
+            if self._inside > 1:
+                self.refused += 1
+                raise self._error
+            return super().__call__(packed)
+        finally:
+            self._inside -= 1
+
+
+def test_memory_for_one_pass_only_is_remembered(
+    checkpoints: Checkpoints, as_tokens: AsTokens, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), LANES, 96)
+    expected = engine.run(as_tokens(triples(120)), ("mean",)).vectors["mean"]
+    engine._encoder = crowded = Crowded(engine._encoder)  # type: ignore[assignment]
+    with caplog.at_level(logging.WARNING):
+        result = engine.run(as_tokens(triples(120)), ("mean",))
+        assert result.failed == {}
+        refused = crowded.refused
+        assert 0 < refused <= 3
+        assert engine.run(as_tokens(triples(120)), ("mean",)).failed == {}
+    assert crowded.refused == refused, "it was tried again"
+    assert max(crowded.sizes) == 96, "the token budget was lowered"
+    np.testing.assert_allclose(result.vectors["mean"], expected, atol=1e-5)
+    assert caplog.text.count("out of memory with 3 passes side by side; from here on one by one") == 1
+
+
+def test_a_broken_model_is_no_bad_row_in_lanes_either(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), LANES, 96)
+    engine._encoder = Small(engine._encoder, 0, RuntimeError("the device is gone"))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        engine.run(as_tokens(triples(200)), ("mean",))
+
+
 def test_threads_are_obeyed(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
     default = choose_compute("cpu", "float32").threads
     for threads in (2, 1, 3):

@@ -1,0 +1,95 @@
+"""Passes side by side: each once, really at the same time, and none lost to a failure."""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distilbeam.transforms.batching import micro_batches
+from distilbeam.transforms.distilbert.lanes import in_lanes, share
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 5, 40])
+def test_each_item_is_done_once(lanes: int) -> None:
+    done: Counter[int] = Counter()
+    lock = threading.Lock()
+
+    def work(item: int) -> None:
+        with lock:
+            done[item] += 1
+
+    items = deque(range(30))
+    in_lanes(items, work, lanes, 4)
+    assert not items
+    assert done == Counter(range(30))
+
+
+def test_lanes_work_at_the_same_time_on_their_shares_of_the_threads() -> None:
+    together = threading.Barrier(3, timeout=20)
+    seen: list[tuple[int, bool]] = []
+
+    def work(item: int) -> None:
+        together.wait()  # breaks unless three are here at once
+        seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled()))
+
+    in_lanes(deque(range(6)), work, 3, 6)
+    assert seen == [(2, True)] * 6
+    assert torch.get_num_threads() == 6
+
+
+def test_one_item_has_all_threads_and_the_caller_does_it() -> None:
+    torch.set_num_threads(4)
+    seen: list[tuple[int, int]] = []
+    in_lanes(deque([0]), lambda item: seen.append((threading.get_ident(), torch.get_num_threads())), 4, 4)
+    assert seen == [(threading.get_ident(), 4)]
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_what_fails_is_raised_and_goes_back(lanes: int, kind: type[BaseException]) -> None:
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        if item in (5, 6):
+            raise kind(item)
+        done.append(item)
+
+    items = deque(range(100))
+    with pytest.raises(kind):
+        in_lanes(items, work, lanes, lanes)
+    assert sorted([*done, *items]) == list(range(100))
+    assert items[0] in (5, 6)
+    assert len(done) < 99
+
+
+@given(
+    lengths=st.lists(st.integers(1, 512), max_size=60).map(lambda found: np.array(found, dtype=np.int64)),
+    budget=st.integers(1, 4096),
+    lanes=st.integers(1, 8),
+)
+def test_shares_are_within_the_budget(lengths: np.ndarray, budget: int, lanes: int) -> None:
+    found = share(lengths, budget, lanes)
+    assert 1 <= found <= budget
+    assert found >= min(budget, 256)
+
+
+def test_a_little_work_is_shared_by_all_lanes() -> None:
+    short = np.full(256, 16, dtype=np.int64)
+    for lanes in (2, 4, 8):
+        parts = list(micro_batches(short, share(short, 4096, lanes)))
+        assert len(parts) == lanes
+        assert {int(short[part].sum()) for part in parts} == {4096 // lanes}
+    assert share(short[:4], 4096, 8) == 256, "what takes no time stays together"
+    assert share(np.full(100_000, 16), 1024, 2) == 1024

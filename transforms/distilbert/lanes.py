@@ -1,0 +1,88 @@
+"""Passes of the model side by side on a CPU, each on a core or more of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distilbeam.transforms.watchdog import WATCHDOG
+
+__all__ = ["in_lanes", "share"]
+
+T = TypeVar("T")
+
+# A shorter pass spends more on its calls than it gains from being alone on its core.
+_LEAST = 256
+# After so many micro-batches it matters little that a lane has one more to do than another.
+_MANY = 4
+
+
+def share(lengths: npt.NDArray[np.int64], token_budget: int, lanes: int) -> int:
+    """Tokens for a micro-batch, ``token_budget`` at most, of which about equally many come to every lane.
+
+    Args:
+        lengths: int64[rows], tokens in each row.
+        token_budget: tokens in a micro-batch, at least 1.
+        lanes: how many work side by side.
+    """
+    tokens = int(lengths.sum())
+    rounds = -(-tokens // (token_budget * lanes))
+    if lanes == 1 or not 0 < rounds < _MANY:
+        return token_budget
+    return min(token_budget, max(_LEAST, -(-tokens // (rounds * lanes))))
+
+
+def in_lanes(items: deque[T], work: Callable[[T], None], lanes: int, threads: int) -> None:
+    """Work off a queue in several threads, which divide the threads that torch computes with among them.
+
+    Threads of one pass wait for each other after every matrix product; passes wait for nothing. Once one fails,
+    no further item is begun; those that failed are at the front of the queue again.
+
+    Args:
+        items: what is to be done; empty afterwards, unless something fails.
+        work: does one item, in any of the threads.
+        lanes: threads at most, at least 1; with one the calling thread does all.
+        threads: of torch, in the calling thread too.
+
+    Raises:
+        Exception: what ``work`` raised first.
+    """
+    failures: list[tuple[T, BaseException]] = []
+
+    def work_off() -> None:
+        while not failures:
+            try:
+                item = items.popleft()
+            except IndexError:
+                return
+            try:
+                work(item)
+            except BaseException as error:
+                failures.append((item, error))
+
+    lanes = min(lanes, len(items))
+    if lanes <= 1:
+        work_off()
+    else:
+        watch = WATCHDOG.inherited()
+
+        def lane() -> None:
+            torch.set_num_threads(max(1, threads // lanes))
+            with watch(), torch.inference_mode():
+                work_off()
+
+        try:
+            with WATCHDOG.paused(), ThreadPoolExecutor(lanes, "distilbeam-lane") as pool:
+                for _ in range(lanes):
+                    pool.submit(lane)
+        finally:
+            torch.set_num_threads(threads)
+    if failures:
+        items.extendleft(item for item, _ in failures)
+        raise failures[0][1]
