@@ -6,12 +6,14 @@ import codecs
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 if TYPE_CHECKING:
     from .distilbert.tokenizer import WordPieceTokenizer
 
-__all__ = ["Beginning", "shortened"]
+__all__ = ["Beginning", "buffer_of", "bytes_of", "shortened"]
 
 # A text may be cut right before one of these without changing the tokens before the cut: the normalizer treats every
 # one of them as a starter of its own (so no accent or decomposition reaches across), and the pre-tokenizer always
@@ -74,6 +76,30 @@ class Beginning:
         if isinstance(self._text, str):
             return self._text[start:stop]
         return self._decoder.decode(bytes(self._text[start:stop]), final=stop == self._length)
+
+
+def buffer_of(texts: pa.Array, row: int) -> pa.Buffer:
+    """The UTF-8 of one text in place, where a scalar of Arrow's would hold a copy.
+
+    Args:
+        texts: string[rows] or large_string[rows].
+    """
+    offsets, data = bytes_of(texts.slice(row, 1))
+    return data.slice(offsets[0], offsets[1] - offsets[0])
+
+
+def bytes_of(texts: pa.Array) -> tuple[npt.NDArray[np.int64], pa.Buffer]:
+    """Where each text begins in the UTF-8 of all, int64[rows + 1], the first not always at 0; and that.
+
+    Args:
+        texts: string[rows] or large_string[rows] without nulls.
+    """
+    _, offsets, data = texts.buffers()
+    if not len(texts) or data is None:
+        return np.zeros(len(texts) + 1, dtype=np.int64), pa.py_buffer(b"")
+    small = pa.types.is_string(texts.type) or pa.types.is_binary(texts.type)
+    found = np.frombuffer(offsets, np.int32 if small else np.int64)
+    return found[texts.offset : texts.offset + len(texts) + 1].astype(np.int64), data
 
 
 def shortened(text: str, longest_word: int | None) -> str:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .halving import find_failing
-from .prefixes import Beginning
+from .prefixes import Beginning, buffer_of, bytes_of
 from .watchdog import WATCHDOG
+from .words import Ragged, encode_by_word, gather, ragged
 
 if TYPE_CHECKING:
     from .distilbert.tokenizer import WordPieceTokenizer
@@ -68,16 +69,32 @@ def tokenize(texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, max
     Args:
         texts: strings, or string[rows] of Arrow without nulls.
     """
+    parts = []
+    for piece in _pieces(texts, max_length):
+        parts.append((piece, _tokenize(texts, piece, tokenizer, max_length)))
+    return _joined(parts)[0]
+
+
+def _tokenize(
+    texts: Sequence[str] | pa.Array, rows: npt.NDArray[np.int64], tokenizer: WordPieceTokenizer, max_length: int
+) -> Tokens:
+    """As ``tokenize``, for a stretch of the texts; int64[n], their positions."""
     room = max_length - 2
-    contents = _encode_beginnings(texts, tokenizer, room)
-    counts = np.fromiter(map(len, contents), dtype=np.int64, count=len(contents))
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    # Of Arrow a view, so that nothing is copied.
+    contents, edges = _encode_beginnings(texts[start:stop], rows - start, tokenizer, room)
+    counts = np.diff(edges)
     kept = np.minimum(counts, room)
-    offsets = np.concatenate([[0], np.cumsum(kept + 2)])
+    if (counts > room).any():
+        contents, _ = gather(contents, edges[:-1], edges[:-1] + kept)
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(kept + 2, out=offsets[1:])
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
-    for content, start, stop in zip(contents, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        ids[start] = tokenizer.cls_id
-        ids[start + 1 : stop - 1] = content[: stop - start - 2]
-        ids[stop - 1] = tokenizer.sep_id
+    inside = np.ones(len(ids), dtype=np.bool_)
+    for ends, control in ((offsets[:-1], tokenizer.cls_id), (offsets[1:] - 1, tokenizer.sep_id)):
+        ids[ends] = control
+        inside[ends] = False
+    ids[inside] = contents
     return Tokens(ids=ids, offsets=offsets, truncated=counts > room)
 
 
@@ -96,9 +113,8 @@ def tokenize_each(
 
     def attempt(rows: npt.NDArray[np.int64]) -> str | None:
         WATCHDOG.beat()
-        part = texts[int(rows[0]) : int(rows[-1]) + 1]  # of Arrow a view, so that nothing is copied
         try:
-            tokens = tokenize(part, tokenizer, max_length)
+            tokens = _tokenize(texts, rows, tokenizer, max_length)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # A panic of the Rust tokenizer is no Exception.
@@ -109,16 +125,20 @@ def tokenize_each(
     failed: dict[int, str] = {}
     for piece in _pieces(texts, max_length):
         failed |= find_failing(piece, attempt)
-    if len(good) == 1:
-        return good[0][1], good[0][0], failed
-    parts = [tokens for _, tokens in good]
-    lengths = np.concatenate([tokens.lengths for tokens in parts] or [np.zeros(0, np.int64)])
+    return *_joined(good), failed
+
+
+def _joined(parts: list[tuple[npt.NDArray[np.int64], Tokens]]) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    """Tokens end to end, and their rows."""
+    if len(parts) == 1:
+        return parts[0][1], parts[0][0]
+    lengths = np.concatenate([tokens.lengths for _, tokens in parts] or [np.zeros(0, np.int64)])
     merged = Tokens(
-        ids=np.concatenate([tokens.ids for tokens in parts] or [np.zeros(0, np.int32)]),
+        ids=np.concatenate([tokens.ids for _, tokens in parts] or [np.zeros(0, np.int32)]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        truncated=np.concatenate([tokens.truncated for tokens in parts] or [np.zeros(0, np.bool_)]),
+        truncated=np.concatenate([tokens.truncated for _, tokens in parts] or [np.zeros(0, np.bool_)]),
     )
-    return merged, np.concatenate([rows for rows, _ in good] or [np.zeros(0, np.int64)]), failed
+    return merged, np.concatenate([rows for rows, _ in parts] or [np.zeros(0, np.int64)])
 
 
 def _pieces(texts: Sequence[str] | pa.Array, max_length: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -143,37 +163,65 @@ def _window(room: int) -> int:
     return max(1024, 8 * room)
 
 
-def _encode_beginnings(texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, room: int) -> list[list[int]]:
-    """Ids of each text, or of a beginning of it that has more than ``room`` of them."""
-    window = _window(room)
+def _encode_beginnings(
+    texts: Sequence[str] | pa.Array, rows: npt.NDArray[np.int64], tokenizer: WordPieceTokenizer, room: int
+) -> Ragged:
+    """Ids of some texts, or of beginnings of them that have more than ``room``."""
     if not tokenizer.splits_words:
-        return tokenizer.encode(_strings(texts))
-    long = np.flatnonzero(_sizes(texts) > window).tolist()
-    beginnings = {row: Beginning(_document(texts, row), tokenizer) for row in long}
-    strings = _strings(texts, without=long)
-    for row, beginning in beginnings.items():
-        strings[row] = beginning.read(window)
-    contents = tokenizer.encode(strings)
+        return ragged(tokenizer.encode([part.decode() for part in _parts(texts, rows)]))
+    window = _window(room)
+    long = _sizes(texts)[rows] > window
+    if not long.any():
+        return encode_by_word(*_bytes(texts, rows), tokenizer)
+    beginnings = {
+        position: Beginning(_document(texts, int(rows[position])), tokenizer)
+        for position in np.flatnonzero(long).tolist()
+    }
+    short = iter(_parts(texts, rows[~long]))
+    parts = [
+        beginnings[row].read(window).encode() if is_long else next(short) for row, is_long in enumerate(long.tolist())
+    ]
+    ids, edges = encode_by_word(*_end_to_end(parts), tokenizer)
     while beginnings := {
-        row: beginning for row, beginning in beginnings.items() if not beginning.whole and len(contents[row]) <= room
+        row: beginning
+        for row, beginning in beginnings.items()
+        if not beginning.whole and edges[row + 1] - edges[row] <= room
     }:
         window *= 8
-        longer = tokenizer.encode([beginning.read(window) for beginning in beginnings.values()])
-        for row, ids in zip(beginnings, longer, strict=True):
-            contents[row] = ids
-    return contents
+        parts = [beginning.read(window).encode() for beginning in beginnings.values()]
+        more, more_edges = encode_by_word(*_end_to_end(parts), tokenizer)
+        starts, stops, longer = edges[:-1].copy(), edges[1:].copy(), list(beginnings)
+        starts[longer], stops[longer] = len(ids) + more_edges[:-1], len(ids) + more_edges[1:]
+        ids, edges = gather(np.concatenate([ids, more]), starts, stops)
+    return ids, edges
 
 
 def _document(texts: Sequence[str] | pa.Array, row: int) -> str | pa.Buffer:
-    return texts[row].as_buffer() if isinstance(texts, pa.Array) else texts[row]
+    return buffer_of(texts, row) if isinstance(texts, pa.Array) else texts[row]
 
 
-def _strings(texts: Sequence[str] | pa.Array, without: Sequence[int] = ()) -> list[str]:
-    """The texts as strings, save for those of some rows."""
+def _bytes(
+    texts: Sequence[str] | pa.Array, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """UTF-8 of some texts end to end, and where each begins."""
+    if isinstance(texts, pa.Array) and len(rows) == len(texts):
+        edges, data = bytes_of(texts)
+        return np.frombuffer(data, np.uint8)[edges[0] : edges[-1]], edges - edges[0]
+    return _end_to_end(_parts(texts, rows))
+
+
+def _end_to_end(parts: list[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    edges = np.zeros(len(parts) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=edges[1:])
+    return np.frombuffer(b"".join(parts), np.uint8), edges
+
+
+def _parts(texts: Sequence[str] | pa.Array, rows: npt.NDArray[np.int64]) -> list[bytes]:
+    """UTF-8 of some texts. Not by Arrow's take, which makes room as if they were as long as all are on average."""
     if not isinstance(texts, pa.Array):
-        return list(texts)
-    if without:
-        wanted = np.ones(len(texts), dtype=np.bool_)
-        wanted[list(without)] = False
-        texts = pc.if_else(pa.array(wanted), texts, pa.scalar("", pa.string()))
-    return list(texts.to_pylist())
+        return [texts[row].encode() for row in rows.tolist()]
+    edges, data = bytes_of(texts)
+    whole = memoryview(data)
+    return [
+        bytes(whole[start:stop]) for start, stop in zip(edges[rows].tolist(), edges[rows + 1].tolist(), strict=True)
+    ]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 __all__ = ["ABORT", "EXIT", "HANG", "PANIC", "SEGFAULT", "Poison"]
 
-SEGFAULT, ABORT, EXIT, HANG, PANIC = "canary-segfault", "canary-abort", "canary-exit", "canary-hang", "canary-panic"
+SEGFAULT, ABORT, EXIT, HANG, PANIC = "canarysegfault", "canaryabort", "canaryexit", "canaryhang", "canarypanic"
 
-# Python imports a module of this name when it starts; the product knows nothing of it.
+# One word each, since words are what the tokenizer sees. Python imports a module of this name when it starts; the
+# product knows nothing of it.
 _SITE = """
 import os, signal, time
 
@@ -25,11 +26,11 @@ def _panic():
     raise Panic("canary words of a text")
 
 _DEEDS = {
-    "canary-segfault": _segfault,
-    "canary-abort": os.abort,
-    "canary-exit": lambda: os._exit(3),
-    "canary-hang": lambda: time.sleep(3600),
-    "canary-panic": _panic,
+    "canarysegfault": _segfault,
+    "canaryabort": os.abort,
+    "canaryexit": lambda: os._exit(3),
+    "canaryhang": lambda: time.sleep(3600),
+    "canarypanic": _panic,
 }
 
 class Poisoned:
@@ -47,7 +48,7 @@ class Poisoned:
             for word, deed in _DEEDS.items():
                 if word in text:
                     with open(LOG, "a") as log:
-                        log.write(f"{word} {len(texts)}\\n")
+                        log.write(f"{word}\\n")
                     deed()
         return self._tokenizer.encode_batch_fast(texts, **settings)
 
@@ -84,8 +85,7 @@ class Poison:
         """What poisons a process."""
         return {"PYTHONPATH": str(self.folder)}
 
-    def deeds(self) -> list[tuple[str, int]]:
-        """What happened: which row, and how many rows were handed over with it, itself included."""
+    def deeds(self) -> list[str]:
+        """What happened, in order: the row of each time that one was handed over, alone or with others."""
         path = self.folder / "log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [(word, int(count)) for word, count in (line.split() for line in lines)]
+        return path.read_text().split() if path.exists() else []

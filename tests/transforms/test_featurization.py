@@ -17,6 +17,7 @@ from distilbeam.transforms.encoder import Encoder
 from distilbeam.transforms.errors import InputError, SettingsError
 from distilbeam.transforms.featurization import FEATURES, FeatureSpec, document_texts, featurize, finish_vectors
 from distilbeam.transforms.provenance import ROW, Provenance
+from distilbeam.transforms.words import KnownWords
 from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints, hugging_face_ids, hugging_face_tokenizer
 
 EVERYTHING = FeatureSpec(features=FEATURES)
@@ -321,6 +322,7 @@ def test_a_row_that_breaks_the_tokenizer_becomes_a_reject(fresh: Encoder, monkey
     some = ["the", "naïve", "cat", "naïve", "film"]
     expected = featurize(documents(some), EVERYTHING, fresh)
     monkeypatch.setattr(fresh._tokenizer, "encode", panicking)
+    monkeypatch.setattr(fresh._tokenizer, "known_words", KnownWords())
     break_model(fresh, UNCASED_VOCABULARY.index("film"))
     result = featurize(documents(some), EVERYTHING, fresh)
     assert result["id"].to_pylist() == [100, 102]

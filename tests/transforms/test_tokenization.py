@@ -14,9 +14,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from distilbeam.transforms import tokenization
 from distilbeam.transforms.distilbert.tokenizer import WordPieceTokenizer
-from distilbeam.transforms.prefixes import Beginning
+from distilbeam.transforms.prefixes import Beginning, buffer_of
 from distilbeam.transforms.tokenization import Tokens, tokenize, tokenize_each
+from distilbeam.transforms.words import KnownWords, encode_by_word
 from tests.checkpoints import Checkpoints, hugging_face_ids, hugging_face_tokenizer, save_vocabulary
 
 # What normalizers and pre-tokenizers treat each in its own way, and text that looks like tokens.
@@ -122,19 +124,39 @@ def test_tokens_of_a_prefix_are_a_prefix_of_the_tokens(oracle: Oracle, text: str
     assert some == whole[: len(some)]
 
 
-def test_long_texts_are_read_only_in_part(uncased: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", [list, pa.array])
+def test_long_texts_are_read_only_in_part(
+    form: Any, uncased: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = 0
-    encode = uncased.encode
 
-    def counting(texts: list[str]) -> list[list[int]]:
+    def counting(data: Any, edges: Any, tokenizer: WordPieceTokenizer) -> Any:
         nonlocal read
-        read += sum(map(len, texts))
-        return encode(texts)
+        read += len(data)
+        return encode_by_word(data, edges, tokenizer)
 
-    monkeypatch.setattr(uncased, "encode", counting)
-    tokens = tokenize(["the cat sat on the mat " * 50_000], uncased, 64)
-    assert (len(tokens.ids), tokens.truncated.tolist()) == (64, [True])
-    assert read < 5_000
+    monkeypatch.setattr(tokenization, "encode_by_word", counting)
+    texts = form(["the cat sat on the mat " * 50_000, "the cat"])
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        tokens, rows, failed = tokenize_each(texts, uncased, 64)
+    finally:
+        pa.set_memory_pool(default)
+    assert (tokens.lengths.tolist(), tokens.truncated.tolist()) == ([64, 4], [True, False])
+    assert (rows.tolist(), failed) == ([0, 1], {})
+    assert 400 < read < 5_000
+    assert pool.max_memory() < 100_000, "no copy of the text is made"
+
+
+def test_a_text_is_sliced_in_place() -> None:
+    for kind in (pa.string(), pa.large_string()):
+        texts = pa.array(["zero", "one", "", "é", "four"], kind).slice(1)
+        found = [buffer_of(texts, row) for row in range(len(texts))]
+        assert [bytes(part).decode() for part in found] == ["one", "", "é", "four"]
+        data = texts.buffers()[2]
+        assert all(data.address <= part.address <= data.address + data.size for part in found)
 
 
 @pytest.mark.parametrize("separator", ["", "\u200b", "á"])
@@ -177,6 +199,7 @@ def test_a_text_that_breaks_the_tokenizer_is_taken_out_alone(fragile: Any, bad: 
     tokenizer, calls = fragile
     texts = ["the cat sat " * (i % 5) for i in range(100)]
     expected = rows(tokenize(texts, tokenizer, 16))
+    tokenizer.known_words = KnownWords()
     calls.clear()
     texts[bad] = "private \x07 words"
     tokens, positions, failed = tokenize_each(texts, tokenizer, 16)

@@ -14,6 +14,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from distilbeam.transforms.errors import CheckpointError
+from distilbeam.transforms.words import KnownWords
 
 from .files import digest, is_there, parse_json, plain, read_json, read_whole, shown
 from .tokenizer_rules import beyond, checked
@@ -46,6 +47,8 @@ class WordPieceTokenizer:
         splits_words: whether words always end at white space and ASCII punctuation, as BERT's pre-tokenizer makes it.
         splits_ideographs: whether each CJK ideograph is a word.
         longest_word: characters of a word that is looked up, at most; a longer one is unknown. None for no such limit.
+        stop_id: id of a full stop, if it has one of its own and words are split.
+        known_words: ids of words that were met.
     """
 
     def __init__(self, tokenizer: Tokenizer, folder: Path) -> None:
@@ -80,6 +83,13 @@ class WordPieceTokenizer:
         self.longest_word: int | None = (
             model.get("max_input_chars_per_word") if model.get("type") == "WordPiece" else None
         )
+        self.stop_id: int | None = self._stop_id() if self.splits_words else None
+        self.known_words = KnownWords()
+
+    def _stop_id(self) -> int | None:
+        ids = self.encode(["."])[0]
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return ids[0] if len(ids) == 1 and vocabulary.get(".") == ids[0] else None
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int, sha256: str | None = None) -> WordPieceTokenizer:
