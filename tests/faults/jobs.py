@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -91,12 +92,12 @@ def embed(source: str | Path, output: str | Path, *more: str, model: str | Path 
 
 @dataclass(frozen=True)
 class Done:
-    """How a process ended: its exit code, negative for a signal, what it said, its seconds and its peak memory."""
+    """How a process ended: exit code, negative for a signal, what it said, seconds and, if known, peak memory."""
 
     code: int
     said: str
     seconds: float
-    peak_mb: float
+    peak_mb: float | None
 
 
 class Runner:
@@ -165,7 +166,9 @@ class Runner:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         said = self._log.read_text(errors="replace")
-        return Done(process.returncode, said, time.monotonic() - start, usage.ru_maxrss / 1024)
+        # Before it runs a program of its own, a process counts the memory of the one that has started it.
+        known = usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return Done(process.returncode, said, time.monotonic() - start, usage.ru_maxrss / 1024 if known else None)
 
     def _answer(self) -> dict[str, Any]:
         assert self._zygote.stdout

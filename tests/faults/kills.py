@@ -46,7 +46,7 @@ class Kill:
 
     phase: str
     redone: int
-    peak_mb: float
+    peak_mb: float | None
 
 
 @dataclass
