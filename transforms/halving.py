@@ -31,19 +31,26 @@ def find_failing(
         Why each of the failing rows failed.
     """
     failed: dict[int, F] = {}
-
-    def come_through(part: npt.NDArray[np.int64], known: bool) -> bool:
-        if not known or len(part) == 1:
-            failure = attempt(part)
-            if failure is None:
-                return True
-            if len(part) == 1:
-                failed[int(part[0])] = failure
-                return False
-        middle = len(part) // 2
-        come_through(part[middle:], known=come_through(part[:middle], known=False))
-        return False
-
     if len(rows):
-        come_through(rows, known)
+        _come_through(rows, known, attempt, failed)
     return failed
+
+
+# At the level of the module: a function inside another that calls itself would keep alive all that ``attempt`` holds.
+def _come_through(
+    part: npt.NDArray[np.int64],
+    known: bool,
+    attempt: Callable[[npt.NDArray[np.int64]], F | None],
+    failed: dict[int, F],
+) -> bool:
+    if not known or len(part) == 1:
+        failure = attempt(part)
+        if failure is None:
+            return True
+        if len(part) == 1:
+            failed[int(part[0])] = failure
+            return False
+    middle = len(part) // 2
+    first = _come_through(part[:middle], False, attempt, failed)
+    _come_through(part[middle:], first, attempt, failed)
+    return False

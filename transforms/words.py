@@ -1,10 +1,10 @@
-"""Token ids by the word: each distinct word goes through the tokenizer once, the rest is done on whole arrays."""
+"""Token ids by the word: those that were met before are looked up, and all are put together as arrays."""
 
 from __future__ import annotations
 
 import threading
-from itertools import chain
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ _STOP = "."
 _TOGETHER = 256  # words
 _LONGEST = 64  # bytes of a word that is kept
 _MOST = 1 << 17  # words that are kept
+_MANY = 1 << 14  # distinct words of a call, after which it matters whether they repeat
 
 
 class KnownWords:
@@ -36,22 +37,42 @@ class KnownWords:
 
     Attributes:
         numbers: by word, its row in ``table``.
-        table: their ids.
     """
 
     def __init__(self) -> None:
         self.numbers: dict[bytes, int] = {}
-        self.table: Ragged = ragged([])
+        self._ids = np.empty(1024, dtype=np.int32)
+        self._offsets = np.zeros(1024, dtype=np.int64)
+        self._rows = 0
         self._lock = threading.Lock()
+
+    @property
+    def table(self) -> Ragged:
+        """The ids, which stay as they are while more are added."""
+        with self._lock:
+            offsets = self._offsets[: self._rows + 1]
+            return self._ids[: offsets[-1]], offsets
 
     def add(self, words: list[bytes], ids: list[list[int]]) -> None:
         """Keep some words."""
         more, offsets = ragged(ids)
         with self._lock:
-            start = len(self.table[1]) - 1
-            # In this order: who finds a number finds its row.
-            self.table = _end_to_end(self.table, (more, offsets))
-            self.numbers.update(zip(words, range(start, start + len(words)), strict=True))
+            row, filled = self._rows, int(self._offsets[self._rows])
+            self._ids = _roomy(self._ids, filled + len(more))
+            self._offsets = _roomy(self._offsets, row + len(offsets))
+            self._ids[filled : filled + len(more)] = more
+            self._offsets[row : row + len(offsets)] = filled + offsets
+            self._rows += len(words)
+            self.numbers.update(zip(words, range(row, row + len(words)), strict=True))
+
+
+def _roomy(values: npt.NDArray[Any], needed: int) -> npt.NDArray[Any]:
+    """The same array, or one with twice the room that begins alike, so that to add a little costs little."""
+    if needed <= len(values):
+        return values
+    larger = np.empty(2 * needed, dtype=values.dtype)
+    larger[: len(values)] = values
+    return larger
 
 
 def ragged(rows: list[list[int]]) -> Ragged:
@@ -83,6 +104,10 @@ def encode_by_word(data: npt.NDArray[np.uint8], edges: npt.NDArray[np.int64], to
     offsets = np.append(positions, len(data)).astype(np.int64)
     words = pa.Array.from_buffers(pa.large_binary(), len(positions), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
     encoded = words.dictionary_encode()
+    if len(encoded.dictionary) > max(_MANY, len(positions) // 4):
+        # They hardly repeat, so there is little to spare.
+        whole = data.tobytes()
+        return ragged(tokenizer.encode([whole[start:stop].decode() for start, stop in pairwise(edges.tolist())]))
     distinct = [word.rstrip(b" \t\n\r") for word in encoded.dictionary.to_pylist()]
     (table, table_offsets), numbers = _look_up(distinct, tokenizer)
     rows = numbers[encoded.indices.to_numpy()]
@@ -107,19 +132,20 @@ def gather(ids: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], stops: npt
 def _look_up(words: list[bytes], tokenizer: WordPieceTokenizer) -> tuple[Ragged, npt.NDArray[np.int64]]:
     """A table of ids, and the row of each word in it."""
     known = tokenizer.known_words
-    rows = [known.numbers.get(word, -1) for word in words]
-    table = known.table
-    missing = [word for word, row in zip(words, rows, strict=True) if row < 0]
-    if missing:
-        fresh = {word: len(table[1]) - 1 + number for number, word in enumerate(dict.fromkeys(missing))}
-        rows = [row if row >= 0 else fresh[word] for word, row in zip(words, rows, strict=True)]
-        found = _encode([word.decode() for word in fresh], tokenizer)
-        table = _end_to_end(table, ragged(found))
-        kept = {word: ids for word, ids in zip(fresh, found, strict=True) if len(word) <= _LONGEST}
-        if len(known.numbers) + len(kept) > _MOST:
-            known = tokenizer.known_words = KnownWords()
-        known.add(list(kept)[:_MOST], list(kept.values())[:_MOST])
-    return table, np.array(rows, dtype=np.int64)
+    missing = [word for word in dict.fromkeys(words) if word not in known.numbers]
+    if len(known.numbers) + len(missing) > _MOST:
+        known, missing = KnownWords(), list(dict.fromkeys(words))
+        tokenizer.known_words = known
+    kept = [word for word in missing if len(word) <= _LONGEST][:_MOST]
+    if kept:
+        known.add(kept, _encode([word.decode() for word in kept], tokenizer))
+    rows = np.array([known.numbers.get(word, -1) for word in words], dtype=np.int64)
+    table = known.table  # after the numbers: a word may get another one, of a row that is new
+    others = np.flatnonzero(rows < 0)
+    if len(others):
+        rows[others] = np.arange(len(others)) + len(table[1]) - 1
+        table = _end_to_end(table, ragged(_encode([words[row].decode() for row in others.tolist()], tokenizer)))
+    return table, rows
 
 
 def _encode(words: list[str], tokenizer: WordPieceTokenizer) -> list[list[int]]:

@@ -150,6 +150,7 @@ class Engine:
         # Enough tokens to fill the matrix units, few enough to stay in the caches of a CPU.
         self._token_budget = token_budget or (32768 if not on_cpu else 2048 if self._lanes == 1 else 1024)
         self._lowered = False
+        self._blamed = False  # whether a row that does not fit even alone was met
         self._fitted = 0  # tokens of the largest micro-batch that came through
         if on_cpu and compute.threads != torch.get_num_threads():
             torch.set_num_threads(compute.threads)
@@ -158,7 +159,6 @@ class Engine:
         self._weights = Weights(checkpoint, self._device, dtype, widen)
         self._encoder = PackedEncoder(self._weights, checkpoint.config)
         self._head: ClassificationHead | None = None
-        self._passes = 0
         self._lock = threading.Lock()
         _log.info("%s runs on %s in %s with %d threads", checkpoint.id, compute.device, compute.dtype, compute.threads)
 
@@ -193,15 +193,18 @@ class Engine:
             if classify:
                 # Before the loop, where a failure would count against the rows.
                 self._classifier()
-            pending = self._divided(tokens.lengths, distinct)
+            pending, lanes = self._divided(tokens.lengths, distinct), self._lanes
             while pending:
                 try:
                     in_lanes(pending, partial(self._run_or_halve, work), self._lanes, self.compute.threads)
                 except _TooLargeError:
                     if self._lanes > 1:
-                        _log.warning("out of memory with %d passes side by side; from here on one by one", self._lanes)
+                        _log.warning("out of memory on %s: passes run one by one from here on", self.compute.device)
                         self._lanes = 1
                     pending = self._divided(tokens.lengths, np.concatenate(list(pending)))
+            if self._blamed:
+                # There may well be memory for several passes without that row.
+                self._lanes, self._blamed = lanes, False
         if first is not None:
             result.copy(repeats, first[repeats])
         return result
@@ -212,17 +215,16 @@ class Engine:
         return deque(rows[part] for part in micro_batches(lengths, share(lengths, self._token_budget, self._lanes)))
 
     def _run_or_halve(self, work: _Work, batch: npt.NDArray[np.int64]) -> None:
-        passes = self._passes
-
         def attempt(rows: npt.NDArray[np.int64]) -> tuple[str, str] | None:
             failure = self._attempt(work, rows)
             if failure is not None and len(rows) == len(batch) > 1:
                 _log.warning("a micro-batch of %d rows failed with %s and is halved", len(batch), failure[0])
             return failure
 
-        work.result.failed.update(find_failing(batch, attempt))
-        if self._passes == passes:
+        failed = find_failing(batch, attempt)
+        if len(failed) == len(batch):
             self._probe(work, int(batch[0]))
+        work.result.failed.update(failed)
 
     def _attempt(self, work: _Work, rows: npt.NDArray[np.int64]) -> tuple[str, str] | None:
         """Runs some rows, or says why they cannot be run.
@@ -254,6 +256,7 @@ class Engine:
                 gc.collect()
         # What has fit before fits again: this row is to blame, and no other has to pay for it.
         self._token_budget = max(self._token_budget, self._fitted)
+        self._blamed = True
         return "OutOfMemory", "the memory is too small for this row alone"
 
     def _lower_budget(self, budget: int) -> None:
@@ -289,7 +292,6 @@ class Engine:
         if scores is not None and result.scores is not None:
             finite &= np.isfinite(scores).all(axis=1)
             result.scores[batch] = scores
-        self._passes += 1
         self._fitted = max(self._fitted, len(ids))
         LIVE.add(rows=len(batch), tokens=len(ids))
         for row in batch[~finite]:

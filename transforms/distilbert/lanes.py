@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -41,22 +41,24 @@ def share(lengths: npt.NDArray[np.int64], token_budget: int, lanes: int) -> int:
 def in_lanes(items: deque[T], work: Callable[[T], None], lanes: int, threads: int) -> None:
     """Work off a queue in several threads, which divide the threads that torch computes with among them.
 
-    Threads of one pass wait for each other after every matrix product; passes wait for nothing. Once one fails,
-    no further item is begun; those that failed are at the front of the queue again.
+    Threads of one pass wait for each other after every matrix product; passes wait for nothing. Once one fails, or this
+    thread is interrupted, no further item is begun, and all have ended when this returns; items that failed are at the
+    front of the queue again.
 
     Args:
         items: what is to be done; empty afterwards, unless something fails.
         work: does one item, in any of the threads.
         lanes: threads at most, at least 1; with one the calling thread does all.
-        threads: of torch, in the calling thread too.
+        threads: of torch in all lanes together, and in the calling thread once several lanes have run.
 
     Raises:
         Exception: what ``work`` raised first.
     """
     failures: list[tuple[T, BaseException]] = []
+    ended: list[BaseException] = []
 
     def work_off() -> None:
-        while not failures:
+        while not failures and not ended:
             try:
                 item = items.popleft()
             except IndexError:
@@ -70,19 +72,48 @@ def in_lanes(items: deque[T], work: Callable[[T], None], lanes: int, threads: in
     if lanes <= 1:
         work_off()
     else:
-        watch = WATCHDOG.inherited()
+        _side_by_side(work_off, lanes, threads, ended)
+    items.extendleft(item for item, _ in failures)
+    error = ended[0] if ended else failures[0][1] if failures else None
+    failures.clear()
+    ended.clear()
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # else it would hold this frame, and the frame it
 
-        def lane() -> None:
+
+def _side_by_side(work_off: Callable[[], None], lanes: int, threads: int, ended: list[BaseException]) -> None:
+    """Run a function in several threads at once; what goes wrong around it is put into ``ended``."""
+    watch = WATCHDOG.inherited()
+    done = threading.Semaphore(0)
+
+    def lane() -> None:
+        try:
             torch.set_num_threads(max(1, threads // lanes))
             with watch(), torch.inference_mode():
                 work_off()
-
-        try:
-            with WATCHDOG.paused(), ThreadPoolExecutor(lanes, "distilbeam-lane") as pool:
-                for _ in range(lanes):
-                    pool.submit(lane)
+        except BaseException as error:
+            ended.append(error)
         finally:
-            torch.set_num_threads(threads)
-    if failures:
-        items.extendleft(item for item, _ in failures)
-        raise failures[0][1]
+            done.release()
+
+    # Threads of their own, which no end of the interpreter waits for, and a semaphore, since a join that was
+    # interrupted takes a thread that runs for one that has ended.
+    begun = 0
+    try:
+        with WATCHDOG.paused():
+            try:
+                for number in range(lanes):
+                    threading.Thread(target=lane, name=f"distilbeam-lane-{number}", daemon=True).start()
+                    begun += 1
+                while begun:
+                    done.acquire()
+                    begun -= 1
+            except BaseException as error:
+                ended.append(error)
+                for _ in range(begun):
+                    done.acquire()
+    finally:
+        torch.set_num_threads(threads)

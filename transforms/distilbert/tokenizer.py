@@ -59,7 +59,12 @@ class WordPieceTokenizer:
         self._tokenizer = tokenizer
         empty = tokenizer.encode("").ids
         word = tokenizer.encode("a", add_special_tokens=False).ids
-        if len(empty) != 2 or tokenizer.encode("a").ids != [empty[0], *word, empty[1]]:
+        state = json.loads(tokenizer.to_str())
+        once = all(
+            sum("Sequence" in piece for piece in processor.get("single", ({"Sequence": {}},))) == 1
+            for processor in _processors(state["post_processor"])
+        )
+        if not once or len(empty) != 2 or tokenizer.encode("a").ids != [empty[0], *word, empty[1]]:
             raise CheckpointError(
                 f"the tokenizer in {shown(folder)} does not put one token before and one after a text, as DistilBERT's "
                 "does; take the tokenizer that was published with the checkpoint"
@@ -71,12 +76,14 @@ class WordPieceTokenizer:
                     f"the tokenizer in {shown(folder)} takes {shown(tokenizer.id_to_token(control))} in a text for a "
                     "control token; take the tokenizer that was published with the checkpoint"
                 )
-        state = json.loads(tokenizer.to_str())
         plain = all(token["special"] for token in state["added_tokens"])
         normalizer = state["normalizer"] or {}
         pre_tokenizer = state["pre_tokenizer"] or {}
         self.splits_words = (
-            plain and normalizer.get("type") == "BertNormalizer" and pre_tokenizer.get("type") == "BertPreTokenizer"
+            plain
+            and normalizer.get("type") == "BertNormalizer"
+            and bool(normalizer.get("clean_text"))
+            and pre_tokenizer.get("type") == "BertPreTokenizer"
         )
         self.splits_ideographs = self.splits_words and bool(normalizer.get("handle_chinese_chars"))
         model = state["model"]
@@ -136,6 +143,15 @@ class WordPieceTokenizer:
         """Ids of each text without special tokens, untruncated."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+def _processors(processor: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A post-processor taken apart, if it is a sequence of several."""
+    if processor is None:
+        return []
+    if processor["type"] == "Sequence":
+        return [part for each in processor["processors"] for part in _processors(each)]
+    return [processor]
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

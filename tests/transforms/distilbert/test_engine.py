@@ -1,8 +1,10 @@
 """The engine: what it runs on, order and micro-batches, and rows that break the model."""
 
+import gc
 import logging
 import math
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -399,7 +401,7 @@ def test_memory_for_one_pass_only_is_remembered(
     assert crowded.refused == refused, "it was tried again"
     assert max(crowded.sizes) == 96, "the token budget was lowered"
     np.testing.assert_allclose(result.vectors["mean"], expected, atol=1e-5)
-    assert caplog.text.count("out of memory with 3 passes side by side; from here on one by one") == 1
+    assert caplog.text.count("out of memory on cpu: passes run one by one from here on") == 1
 
 
 def test_a_broken_model_is_no_bad_row_in_lanes_either(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
@@ -407,6 +409,50 @@ def test_a_broken_model_is_no_bad_row_in_lanes_either(checkpoints: Checkpoints, 
     engine._encoder = Small(engine._encoder, 0, RuntimeError("the device is gone"))  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="the device is gone"):
         engine.run(as_tokens(triples(200)), ("mean",))
+
+
+def test_a_device_that_breaks_is_no_bad_row_though_another_lane_came_through(
+    checkpoints: Checkpoints, as_tokens: AsTokens
+) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), replace(LANES, threads=2), 30)
+    encoder, calls, lock = engine._encoder, iter(range(1000)), threading.Lock()
+    second, first_done = threading.Event(), threading.Event()
+
+    def breaking(packed: Any) -> torch.Tensor:
+        with lock:
+            call = next(calls)
+        if call == 0:
+            second.wait(10)
+            first_done.set()
+            return encoder(packed)
+        second.set()
+        first_done.wait(10)
+        raise RuntimeError("the device is gone")
+
+    engine._encoder = breaking  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        engine.run(as_tokens(triples(20)), ("mean",))
+
+
+def test_a_row_that_never_fits_takes_no_lane_away(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), LANES, 96)
+    engine._encoder = Breaking(engine._encoder, 10 + 7, MemoryError)  # type: ignore[assignment]
+    for _ in range(2):
+        result = engine.run(as_tokens(triples(120)), ("mean",))
+        assert {row: name for row, (name, _) in result.failed.items()} == {7: "OutOfMemory"}
+        assert engine._lanes == 3
+
+
+def test_results_are_free_once_nobody_holds_them(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.bare), LANES, 96)
+    gc.disable()
+    try:
+        result = engine.run(as_tokens(triples(60)), ("mean",))
+        vectors = weakref.ref(result.vectors["mean"])
+        del result
+        assert vectors() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_are_obeyed(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:

@@ -1,5 +1,7 @@
 """Passes side by side: each once, really at the same time, and none lost to a failure."""
 
+import subprocess
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -72,6 +74,60 @@ def test_what_fails_is_raised_and_goes_back(lanes: int, kind: type[BaseException
     assert sorted([*done, *items]) == list(range(100))
     assert items[0] in (5, 6)
     assert len(done) < 99
+
+
+def test_what_goes_wrong_around_the_work_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_threads = torch.set_num_threads
+
+    def broken(threads: int) -> None:
+        if threading.current_thread().name.startswith("distilbeam-lane"):
+            raise RuntimeError("no threads today")
+        set_threads(threads)
+
+    monkeypatch.setattr(torch, "set_num_threads", broken)
+    items = deque(range(10))
+    with pytest.raises(RuntimeError, match="no threads today"):
+        in_lanes(items, lambda item: None, 2, 2)
+    assert list(items) == list(range(10))
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from collections import deque
+from distilbeam.transforms.distilbert.lanes import in_lanes
+
+def work(item):
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+
+items = deque(range(100))
+try:
+    in_lanes(items, work, 2, 2)
+except KeyboardInterrupt:
+    print(len(items) > 80, [thread.name for thread in threading.enumerate()])
+"""
+OUTLIVING = """
+import threading, time
+from collections import deque
+from distilbeam.transforms.distilbert.lanes import in_lanes
+
+def late():
+    time.sleep(0.5)
+    items = deque(range(10))
+    in_lanes(items, lambda item: None, 2, 2)
+    print("left", len(items))
+
+threading.Thread(target=late).start()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(INTERRUPTED, "True ['MainThread']\n"), (OUTLIVING, "left 0\n")], ids=["interrupt", "outlive"]
+)
+def test_lanes_end_with_the_call(code: str, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
 
 
 @given(
