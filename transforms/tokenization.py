@@ -188,11 +188,14 @@ def _encode_beginnings(
         if not beginning.whole and edges[row + 1] - edges[row] <= room
     }:
         window *= 8
-        parts = [beginning.read(window).encode() for beginning in beginnings.values()]
-        more, more_edges = encode_by_word(*_end_to_end(parts), tokenizer)
         starts, stops, longer = edges[:-1].copy(), edges[1:].copy(), list(beginnings)
-        starts[longer], stops[longer] = len(ids) + more_edges[:-1], len(ids) + more_edges[1:]
-        ids, edges = gather(np.concatenate([ids, more]), starts, stops)
+        # A few at a time, since what is read has grown.
+        for some in np.array_split(longer, min(len(longer), -(-len(longer) * window // _PIECE_BYTES))):
+            parts = [beginnings[row].read(window).encode() for row in some.tolist()]
+            more, more_edges = encode_by_word(*_end_to_end(parts), tokenizer)
+            starts[some], stops[some] = len(ids) + more_edges[:-1], len(ids) + more_edges[1:]
+            ids = np.concatenate([ids, more])
+        ids, edges = gather(ids, starts, stops)
     return ids, edges
 
 

@@ -13,6 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 
 from distilbeam.transforms import tokenization
 from distilbeam.transforms.distilbert.tokenizer import WordPieceTokenizer
@@ -148,6 +153,21 @@ def test_long_texts_are_read_only_in_part(
     assert (rows.tolist(), failed) == ([0, 1], {})
     assert 400 < read < 5_000
     assert pool.max_memory() < 100_000, "no copy of the text is made"
+
+
+def test_control_characters_that_a_tokenizer_keeps_are_read(tmp_path: Path) -> None:
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\0", "##\0", "b", "##b", "a", "##a"]
+    stored = Tokenizer(WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]"))
+    stored.normalizer = BertNormalizer(clean_text=False)
+    stored.pre_tokenizer = BertPreTokenizer()
+    stored.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    stored.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    tokenizer = WordPieceTokenizer.load(tmp_path, len(tokens))
+    for text in (" " * 5000 + "\0\0\0b", "\0\0a " * 500):
+        expected = stored.encode(text, add_special_tokens=False).ids[:14]
+        assert len(expected) > 3
+        assert tokenize([text], tokenizer, 16).ids.tolist() == [2, *expected, 3]
 
 
 def test_a_text_is_sliced_in_place() -> None:

@@ -107,6 +107,17 @@ def test_words_are_kept_up_to_a_number(tokenizer: WordPieceTokenizer, monkeypatc
     assert len(tokenizer.known_words.numbers) == 10
 
 
+def test_words_that_hardly_repeat_are_not_kept(tokenizer: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer.known_words = KnownWords()
+    monkeypatch.setattr(words, "_MANY", 20)
+    texts = [" ".join(f"w{number}" for number in range(start, start + 9)) for start in range(0, 60, 7)]
+    assert by_word(texts, tokenizer) == tokenizer.encode(texts)
+    assert not tokenizer.known_words.numbers
+    texts = ["the cat sat. " * 40]
+    assert by_word(texts, tokenizer) == tokenizer.encode(texts)
+    assert tokenizer.known_words.numbers
+
+
 def test_threads_share_the_words(tokenizer: WordPieceTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer.known_words = KnownWords()
     monkeypatch.setattr(words, "_MOST", 300)

@@ -163,7 +163,7 @@ def test_a_vocabulary_file_that_is_not_utf8_is_refused(folder: Path) -> None:
         WordPieceTokenizer.load(folder, 1_000)
 
 
-@pytest.mark.parametrize("template", ["$A", "[CLS] $A", "[CLS] $A [SEP] [SEP]"])
+@pytest.mark.parametrize("template", ["$A", "[CLS] $A", "[CLS] $A [SEP] [SEP]", "[CLS] $A $A [SEP]"])
 def test_another_shape_of_special_tokens_is_refused(folder: Path, template: str) -> None:
     save_tokenizer(folder)
     stored = Tokenizer.from_file(str(folder / "tokenizer.json"))
