@@ -60,6 +60,7 @@ class WordPieceTokenizer:
         empty = tokenizer.encode("").ids
         word = tokenizer.encode("a", add_special_tokens=False).ids
         state = json.loads(tokenizer.to_str())
+        # A template may take the text twice, which the ids of one word do not tell.
         once = all(
             sum("Sequence" in piece for piece in processor.get("single", ({"Sequence": {}},))) == 1
             for processor in _processors(state["post_processor"])
