@@ -87,9 +87,8 @@ def in_lanes(items: deque[T], work: Callable[[T], None], lanes: int, threads: in
 def _side_by_side(work_off: Callable[[], None], lanes: int, threads: int, ended: list[BaseException]) -> None:
     """Run a function in several threads at once; what goes wrong around it is put into ``ended``."""
     watch = WATCHDOG.inherited()
-    done = threading.Semaphore(0)
 
-    def lane() -> None:
+    def lane(over: threading.Event) -> None:
         try:
             torch.set_num_threads(max(1, threads // lanes))
             with watch(), torch.inference_mode():
@@ -97,23 +96,26 @@ def _side_by_side(work_off: Callable[[], None], lanes: int, threads: int, ended:
         except BaseException as error:
             ended.append(error)
         finally:
-            done.release()
+            over.set()
 
-    # Threads of their own, which no end of the interpreter waits for, and a semaphore, since a join that was
-    # interrupted takes a thread that runs for one that has ended.
-    begun = 0
+    # Threads of their own, which no end of the interpreter waits for, and events, since a join that was interrupted
+    # takes a thread that runs for one that has ended.
+    crew: list[tuple[threading.Thread, threading.Event]] = []
+    for number in range(lanes):
+        over = threading.Event()
+        name = f"distilbeam-lane-{number}"
+        crew.append((threading.Thread(target=lane, args=(over,), name=name, daemon=True), over))
     try:
         with WATCHDOG.paused():
             try:
-                for number in range(lanes):
-                    threading.Thread(target=lane, name=f"distilbeam-lane-{number}", daemon=True).start()
-                    begun += 1
-                while begun:
-                    done.acquire()
-                    begun -= 1
+                for thread, _ in crew:
+                    thread.start()
+                for _, over in crew:
+                    over.wait()
             except BaseException as error:
                 ended.append(error)
-                for _ in range(begun):
-                    done.acquire()
+                for thread, over in crew:
+                    if thread.ident is not None:
+                        over.wait()
     finally:
         torch.set_num_threads(threads)
