@@ -101,6 +101,7 @@ def work(item):
         os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.2)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process was started with
 items = deque(range(100))
 try:
     in_lanes(items, work, 2, 2)
