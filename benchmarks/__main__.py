@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> Report:
 def _check(options: argparse.Namespace) -> None:
     """Fail before anything is measured."""
     if options.plot and find_spec("matplotlib") is None:
-        raise _Wrong("--plot needs matplotlib: pip install --group benchmarks")
+        raise _Wrong("--plot needs matplotlib: pip install matplotlib")
     if options.benchmark == "gpu":
         import torch
 

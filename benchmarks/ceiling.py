@@ -7,14 +7,16 @@ together, and on each core by itself.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
+
+from distilbeam.transforms.distilbert.lanes import in_lanes
 
 from .measure import timed
 
@@ -138,17 +140,7 @@ def _pass(products: Sequence[_Product], device: str) -> None:
 
 def _side_by_side(work: Callable[[], None], lanes: int) -> None:
     """A pass on each core at the same time."""
-
-    def lane() -> None:
-        torch.set_num_threads(1)
-        work()
-
-    try:
-        with ThreadPoolExecutor(lanes) as pool:
-            for done in [pool.submit(lane) for _ in range(lanes)]:
-                done.result()
-    finally:
-        torch.set_num_threads(lanes)
+    in_lanes(deque([work] * lanes), lambda one: one(), lanes, lanes)
 
 
 def _ways(dtype: str, kind: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import threading
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -76,11 +77,13 @@ def _job(options: Namespace, flags: list[str]) -> int:
 def _launch(options: Namespace, flags: list[str], command: str, settings: dict[str, Any]) -> int:
     from .progress import TITLES, Progress
 
-    how = "none" if options.quiet or not _runs_here(flags) else options.progress
+    here = _runs_here(flags)
+    how = options.progress if here and not options.quiet else "none"
     with Progress(how, TITLES[command]) as progress:
 
         def work() -> Any:
-            _start_decoder(settings)
+            if here:
+                _start_decoder(settings["input"], settings.get("format", "auto"))
             from . import job
 
             return getattr(job, command)(**settings, beam_options=flags)
@@ -105,13 +108,17 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
     return 0
 
 
-def _start_decoder(settings: dict[str, Any]) -> None:
+def _start_decoder(inputs: Sequence[str], format: str) -> None:
     """Starts the decoder of Parquet where names tell that it is needed; Beam takes longer than it to import."""
-    names = (str(path).lower() for path in settings["input"])
-    if settings.get("format") == "parquet" or any(name.endswith(".parquet") for name in names):
-        from distilbeam.transforms.input.sandbox import warm
+    from distilbeam.transforms.input.formats.base import detect
 
-        warm()
+    for url in inputs:
+        with suppress(InputError):
+            if detect(url, None if format == "auto" else format)[0] == "parquet":
+                from distilbeam.transforms.input.sandbox import warm
+
+                warm()
+                return
 
 
 def _demo(options: Namespace, flags: list[str]) -> int:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from .halving import find_failing
 from .prefixes import Beginning, buffer_of, bytes_of
 from .watchdog import WATCHDOG
-from .words import Ragged, encode_by_word, gather, ragged
+from .words import Ragged, encode_by_word, gather, offsets_of, ragged
 
 if TYPE_CHECKING:
     from .distilbert.tokenizer import WordPieceTokenizer
@@ -69,26 +69,19 @@ def tokenize(texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, max
     Args:
         texts: strings, or string[rows] of Arrow without nulls.
     """
-    parts = []
-    for piece in _pieces(texts, max_length):
-        parts.append((piece, _tokenize(texts, piece, tokenizer, max_length)))
-    return _joined(parts)[0]
+    pieces = _pieces(texts, max_length)
+    return _joined([(rows, _tokenize(_slice(texts, rows), tokenizer, max_length)) for rows in pieces])[0]
 
 
-def _tokenize(
-    texts: Sequence[str] | pa.Array, rows: npt.NDArray[np.int64], tokenizer: WordPieceTokenizer, max_length: int
-) -> Tokens:
-    """As ``tokenize``, for a stretch of the texts; int64[n], their positions."""
+def _tokenize(texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, max_length: int) -> Tokens:
+    """As ``tokenize``, all texts at once."""
     room = max_length - 2
-    start, stop = int(rows[0]), int(rows[-1]) + 1
-    # Of Arrow a view, so that nothing is copied.
-    contents, edges = _encode_beginnings(texts[start:stop], rows - start, tokenizer, room)
+    contents, edges = _encode_beginnings(texts, tokenizer, room)
     counts = np.diff(edges)
     kept = np.minimum(counts, room)
     if (counts > room).any():
         contents, _ = gather(contents, edges[:-1], edges[:-1] + kept)
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(kept + 2, out=offsets[1:])
+    offsets = offsets_of(kept + 2)
     ids = np.empty(int(offsets[-1]), dtype=np.int32)
     inside = np.ones(len(ids), dtype=np.bool_)
     for ends, control in ((offsets[:-1], tokenizer.cls_id), (offsets[1:] - 1, tokenizer.sep_id)):
@@ -114,7 +107,7 @@ def tokenize_each(
     def attempt(rows: npt.NDArray[np.int64]) -> str | None:
         WATCHDOG.beat()
         try:
-            tokens = _tokenize(texts, rows, tokenizer, max_length)
+            tokens = _tokenize(_slice(texts, rows), tokenizer, max_length)
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # A panic of the Rust tokenizer is no Exception.
@@ -135,7 +128,7 @@ def _joined(parts: list[tuple[npt.NDArray[np.int64], Tokens]]) -> tuple[Tokens, 
     lengths = np.concatenate([tokens.lengths for _, tokens in parts] or [np.zeros(0, np.int64)])
     merged = Tokens(
         ids=np.concatenate([tokens.ids for _, tokens in parts] or [np.zeros(0, np.int32)]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets=offsets_of(lengths),
         truncated=np.concatenate([tokens.truncated for _, tokens in parts] or [np.zeros(0, np.bool_)]),
     )
     return merged, np.concatenate([rows for rows, _ in parts] or [np.zeros(0, np.int64)])
@@ -151,6 +144,11 @@ def _pieces(texts: Sequence[str] | pa.Array, max_length: int) -> Iterator[npt.ND
     yield from np.split(rows, np.flatnonzero(np.diff(piece)) + 1)
 
 
+def _slice(texts: Sequence[str] | pa.Array, rows: npt.NDArray[np.int64]) -> Sequence[str] | pa.Array:
+    """Neighbouring texts by their positions; of Arrow a view, so that nothing is copied."""
+    return texts[int(rows[0]) : int(rows[-1]) + 1]
+
+
 def _sizes(texts: Sequence[str] | pa.Array) -> npt.NDArray[np.int64]:
     """Bytes of each text of Arrow's, characters of each string."""
     if isinstance(texts, pa.Array):
@@ -163,21 +161,17 @@ def _window(room: int) -> int:
     return max(1024, 8 * room)
 
 
-def _encode_beginnings(
-    texts: Sequence[str] | pa.Array, rows: npt.NDArray[np.int64], tokenizer: WordPieceTokenizer, room: int
-) -> Ragged:
-    """Ids of some texts, or of beginnings of them that have more than ``room``."""
+def _encode_beginnings(texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, room: int) -> Ragged:
+    """Ids of texts, or of beginnings of them that have more than ``room``."""
+    everywhere = np.arange(len(texts), dtype=np.int64)
     if not tokenizer.splits_words:
-        return ragged(tokenizer.encode([part.decode() for part in _parts(texts, rows)]))
+        return ragged(tokenizer.encode([part.decode() for part in _parts(texts, everywhere)]))
     window = _window(room)
-    long = _sizes(texts)[rows] > window
+    long = _sizes(texts) > window
     if not long.any():
-        return encode_by_word(*_bytes(texts, rows), tokenizer)
-    beginnings = {
-        position: Beginning(_document(texts, int(rows[position])), tokenizer)
-        for position in np.flatnonzero(long).tolist()
-    }
-    short = iter(_parts(texts, rows[~long]))
+        return encode_by_word(*_bytes(texts), tokenizer)
+    beginnings = {row: Beginning(_document(texts, row), tokenizer) for row in np.flatnonzero(long).tolist()}
+    short = iter(_parts(texts, np.flatnonzero(~long)))
     parts = [
         beginnings[row].read(window).encode() if is_long else next(short) for row, is_long in enumerate(long.tolist())
     ]
@@ -203,19 +197,16 @@ def _document(texts: Sequence[str] | pa.Array, row: int) -> str | pa.Buffer:
     return buffer_of(texts, row) if isinstance(texts, pa.Array) else texts[row]
 
 
-def _bytes(
-    texts: Sequence[str] | pa.Array, rows: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """UTF-8 of some texts end to end, and where each begins."""
-    if isinstance(texts, pa.Array) and len(rows) == len(texts):
+def _bytes(texts: Sequence[str] | pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """UTF-8 of texts end to end, and where each begins."""
+    if isinstance(texts, pa.Array):
         edges, data = bytes_of(texts)
         return np.frombuffer(data, np.uint8)[edges[0] : edges[-1]], edges - edges[0]
-    return _end_to_end(_parts(texts, rows))
+    return _end_to_end([text.encode() for text in texts])
 
 
 def _end_to_end(parts: list[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    edges = np.zeros(len(parts) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)), out=edges[1:])
+    edges = offsets_of(np.fromiter(map(len, parts), np.int64, len(parts)))
     return np.frombuffer(b"".join(parts), np.uint8), edges
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from .distilbert.tokenizer import WordPieceTokenizer
 
-__all__ = ["KnownWords", "Ragged", "encode_by_word", "gather", "ragged"]
+__all__ = ["KnownWords", "Ragged", "encode_by_word", "gather", "offsets_of", "ragged"]
 
 Ragged = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """Values end to end, and int64[rows + 1] where each row begins."""
@@ -75,10 +75,16 @@ def _roomy(values: npt.NDArray[Any], needed: int) -> npt.NDArray[Any]:
     return larger
 
 
+def offsets_of(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each of some rows begins once they lie end to end, and where the last one ends; int64[rows + 1]."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
 def ragged(rows: list[list[int]]) -> Ragged:
     """Lists of ids end to end."""
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
+    offsets = offsets_of(np.fromiter(map(len, rows), np.int64, len(rows)))
     return np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])), offsets
 
 
@@ -124,8 +130,7 @@ def gather(ids: npt.NDArray[np.int32], starts: npt.NDArray[np.int64], stops: npt
         stops: int64[rows], where it ends.
     """
     counts = stops - starts
-    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
+    offsets = offsets_of(counts)
     return ids[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)], offsets
 
 

@@ -48,7 +48,7 @@ class Poisoned:
             for word, deed in _DEEDS.items():
                 if word in text:
                     with open(LOG, "a") as log:
-                        log.write(f"{word}\\n")
+                        log.write(f"{word} {len(text.split(' . '))}\\n")
                     deed()
         return self._tokenizer.encode_batch_fast(texts, **settings)
 
@@ -85,7 +85,10 @@ class Poison:
         """What poisons a process."""
         return {"PYTHONPATH": str(self.folder)}
 
-    def deeds(self) -> list[str]:
-        """What happened, in order: the row of each time that one was handed over, alone or with others."""
+    def deeds(self) -> list[tuple[str, int]]:
+        """What happened, in order: the canary, and how many distinct words were handed over together with it, with
+        its own.
+        """
         path = self.folder / "log"
-        return path.read_text().split() if path.exists() else []
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(word, int(count)) for word, count in map(str.split, lines)]

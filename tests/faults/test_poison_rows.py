@@ -31,6 +31,13 @@ def write(path: Path, bad: dict[int, str]) -> Path:
     return path
 
 
+def rows_of(words: int) -> int:
+    """How many rows at most were handed over, of which one bad, in so many distinct words."""
+    # All rows have "row", "reads" and "enough" in common, the bad one has its canary, the others "well"; and each has
+    # its number.
+    return max(1, words - 4)
+
+
 @pytest.fixture(scope="module")
 def clean(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """Vectors of all rows, the canaries too, from processes that are not poisoned."""
@@ -74,9 +81,11 @@ def test_rows_that_kill_the_process(
     assert "exit code 3" in str(rejects[1]["reason"])
     assert not any("canary" in run.said for run in runs)
     for word in bad.values():
-        deeds = poison.deeds().count(word)
+        sizes = [size for canary, size in poison.deeds() if canary == word]
+        deeds = len(sizes)
         # One by surprise; then all rows of the piece, at most log2 of them more, and the row alone, twice.
-        assert 3 <= deeds <= 1 + 1 + math.ceil(math.log2(ROWS)) + 1
+        assert 3 <= deeds <= 1 + 1 + math.ceil(math.log2(rows_of(sizes[1]))) + 1
+        assert [rows_of(size) for size in sizes[-2:]] == [1, 1]
         fault_report.add(
             f"row that ends the process ({word.removeprefix('canary')})",
             injected=deeds,
@@ -99,8 +108,10 @@ def test_a_row_that_hangs(runner: Runner, clean: dict[str, object], tmp_path: Pa
     (reject,) = check(tmp_path, bad, clean)
     assert (reject["error"], reject["reason"]) == ("StallTimeout", "no progress for 4 seconds on this row alone")
     assert not any("canary" in run.said for run in runs)
-    deeds = len(poison.deeds())
-    assert 3 <= deeds <= 2 + math.ceil(math.log2(ROWS))
+    sizes = [size for _, size in poison.deeds()]
+    deeds = len(sizes)
+    assert 3 <= deeds <= 2 + math.ceil(math.log2(rows_of(sizes[1])))
+    assert rows_of(sizes[-1]) == 1
     fault_report.add(
         "row that hangs (stall timeout of 4 s)",
         injected=deeds,
@@ -146,6 +157,7 @@ def test_rows_that_abort_one_after_the_other(isolated: tuple[IsolatedEncoder, Po
     assert "SIGABRT" in outputs.failed[1][2]
     # All four together; then for each bad row a half, and the row alone, twice.
     assert 2 * 2 <= len(poison.deeds()) <= 1 + 2 * (1 + 2)
+    assert poison.deeds()[-1] == (SEGFAULT, 2)
 
 
 def test_a_model_that_cannot_run_at_all_is_no_bad_row(isolated: tuple[IsolatedEncoder, Poison], tmp_path: Path) -> None:

@@ -24,35 +24,32 @@ def test_work_without_progress_ends_the_process() -> None:
     assert "--if-exists resume" in done.stderr
 
 
-def test_a_thread_that_hangs_is_seen_while_others_progress() -> None:
-    code = (
-        "def busy():\n"
-        "    with w.watch('busy', 20):\n"
-        "        while True: w.beat(); time.sleep(0.01)\n"
-        "threading.Thread(target=busy, daemon=True).start()\n"
-        "with w.watch('hung', 0.5): time.sleep(30)\n"
-    )
-    done = run(code)
-    assert done.returncode == EXIT_CODE
-    assert "in hung;" in done.stderr
+_OWN_WORK = """
+def busy():
+    with w.watch('busy', 20):
+        while True: w.beat(); time.sleep(0.01)
+threading.Thread(target=busy, daemon=True).start()
+with w.watch('hung', 0.5): time.sleep(30)
+"""
+_PART_OF_THE_WORK = """
+def hang(watch):
+    with watch(): time.sleep(30)
+def busy(watch):
+    with watch():
+        while True: w.beat(); time.sleep(0.01)
+with w.watch('the work', 0.5):
+    parts = [threading.Thread(target=part, args=(w.inherited(),), daemon=True) for part in (hang, busy)]
+    with w.paused():
+        for part in parts: part.start()
+        for part in parts: part.join()
+"""
 
 
-def test_a_part_of_the_work_that_hangs_is_seen_while_another_progresses() -> None:
-    code = (
-        "def hang(watch):\n"
-        "    with watch(): time.sleep(30)\n"
-        "def busy(watch):\n"
-        "    with watch():\n"
-        "        while True: w.beat(); time.sleep(0.01)\n"
-        "with w.watch('the work', 0.5):\n"
-        "    parts = [threading.Thread(target=part, args=(w.inherited(),), daemon=True) for part in (hang, busy)]\n"
-        "    with w.paused():\n"
-        "        for part in parts: part.start()\n"
-        "        for part in parts: part.join()\n"
-    )
+@pytest.mark.parametrize(("code", "named"), [(_OWN_WORK, "hung"), (_PART_OF_THE_WORK, "the work")])
+def test_a_thread_that_hangs_is_seen_while_others_progress(code: str, named: str) -> None:
     done = run(code)
     assert done.returncode == EXIT_CODE
-    assert "in the work;" in done.stderr
+    assert f"in {named};" in done.stderr
 
 
 def test_no_part_of_work_that_is_not_watched_is_watched() -> None:
