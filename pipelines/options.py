@@ -254,7 +254,7 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
         )
         group.add_argument(
             "--dtype",
-            choices=("auto", "float32", "bfloat16", "float16"),
+            choices=("auto", "float32", "bfloat16", "float16", "int8"),
             default="auto",
             help="precision of the model (default auto, chosen on the worker)",
         )

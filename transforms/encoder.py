@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Encoder", "Prediction"]
 
 _DEVICES = "auto, cpu, cuda or cuda:N"
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 class Prediction(NamedTuple):
@@ -77,6 +77,8 @@ class EngineSettings:
             raise SettingsError(f"device is {self.device!r}; it must be {_DEVICES}")
         if self.dtype not in _DTYPES:
             raise SettingsError(f"dtype is {self.dtype!r}; it must be one of {', '.join(_DTYPES)}")
+        if self.dtype == "int8" and name == "cuda":
+            raise SettingsError(f"dtype 'int8' is for CPUs, and device is {self.device!r}; use another dtype there")
         for setting in ("threads", "token_budget"):
             if getattr(self, setting) is not None:
                 whole_number(setting, getattr(self, setting), 1, 1 << 30)
@@ -119,7 +121,7 @@ class Encoder:
         Args:
             model: a folder, an fsspec URL of a folder, or a Hub id, best with a commit: ``name@<commit>``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+            dtype: ``auto``, ``float32``, ``bfloat16``, ``float16`` (on GPUs) or ``int8`` (on CPUs).
             threads: CPU threads; None for as many as torch sees fit.
             token_budget: tokens in one micro-batch; None for what suits the device.
             model_sha256: SHA-256 of its model.safetensors, in hexadecimal; None for anything.
@@ -147,7 +149,8 @@ class Encoder:
             return self._engine
         with WATCHDOG.paused(), self._lock:
             if self._engine is None:
-                from .distilbert.engine import Engine, choose_compute
+                from .distilbert.compute import choose_compute
+                from .distilbert.engine import Engine
 
                 settings = self._settings
                 compute = choose_compute(settings.device, settings.dtype, settings.threads)

@@ -73,7 +73,7 @@ class Featurize(beam.PTransform):
         max_length: tokens of a text at most; the checkpoint's own by default.
         prefix: put before every new column name.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, settled on the worker.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``, settled on the worker.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16`` or ``int8``, settled on the worker.
         threads: CPU threads of the model.
         token_budget: tokens in one micro-batch.
         model_sha256: SHA-256 of the model.safetensors to be used, in hexadecimal, as outputs record it

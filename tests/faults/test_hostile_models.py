@@ -27,7 +27,7 @@ from distilbeam.pipelines.cli import main
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
 from distilbeam.transforms.distilbert.header import WeightsFile
 from distilbeam.transforms.distilbert.tokenizer import WordPieceTokenizer
-from distilbeam.transforms.distilbert.weights import Weights
+from distilbeam.transforms.distilbert.weights import Arithmetic, Weights
 from distilbeam.transforms.encoder import Encoder
 from distilbeam.transforms.errors import CheckpointError, SettingsError
 from distilbeam.transforms.inference import Embed
@@ -538,7 +538,7 @@ def test_weights_that_change_after_the_check_are_not_loaded(folder: Path, how: s
     else:
         path.write_bytes(content[:-4])
     with pytest.raises(CheckpointError, match=r"has changed since it was checked.*start the job again"):
-        Weights(checkpoint, torch.device("cpu"), torch.float32)
+        Weights(checkpoint, torch.device("cpu"), Arithmetic(torch.float32, torch.float32))
     with pytest.raises(CheckpointError, match="has changed since it was checked"):
         _ = checkpoint.weights_sha256
 

@@ -53,6 +53,14 @@ def test_bfloat16_points_where_float32_does(model: str, data: Path) -> None:
     assert (exact * reduced).sum(1).min() > 0.9995
 
 
+def test_int8_points_nearly_where_float32_does(model: str, data: Path) -> None:
+    texts = _news(data)[:200]
+    exact = Encoder.load(model, device="cpu", dtype="float32").embed(texts)
+    cosines = (exact * Encoder.load(model, dtype="int8").embed(texts)).sum(1)
+    assert cosines.min() > 0.98
+    assert np.median(cosines) > 0.995
+
+
 def test_float16_storage_is_rounding_and_no_more(model: str, data: Path) -> None:
     import pyarrow as pa
 

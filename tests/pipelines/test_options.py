@@ -110,7 +110,7 @@ def test_options_of_beam_are_left_in_order() -> None:
         (["embed", *REQUIRED, "--quiet", "stray"], "did not expect 'stray'"),
         (["embed", *REQUIRED, "--temp_location=X", "stray"], "did not expect 'stray'"),
         (["embed", *REQUIRED, "--max-length", "0"], "a whole number from 1, not '0'"),
-        (["embed", *REQUIRED, "--dtype", "int8"], "'int8'"),
+        (["embed", *REQUIRED, "--dtype", "int4"], "'int4'"),
         (["inspect"], "missing OUTPUT"),
         (["inspect", "o", "--rows", "-1"], "a whole number from 0, not '-1'"),
         (["embed", *REQUIRED, "--max-shard-bytes", "0"], "a whole number from 1, not '0'"),

@@ -1,4 +1,4 @@
-"""The model at work: device, dtype, threads, and the loop over micro-batches."""
+"""The model at work: the loop over micro-batches, and what is done when one fails."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,39 +16,32 @@ import numpy.typing as npt
 import torch
 
 from distilbeam.transforms.batching import micro_batches
-from distilbeam.transforms.errors import CheckpointError, SettingsError
+from distilbeam.transforms.errors import CheckpointError
 from distilbeam.transforms.halving import find_failing
 from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.tokenization import Tokens
 from distilbeam.transforms.watchdog import WATCHDOG
 
 from .checkpoint import Checkpoint
+from .compute import Compute, cpu_has
 from .heads import ClassificationHead
 from .lanes import in_lanes, share
+from .linear import RoundedLinear, exact_linear
 from .packed import Packed, PackedEncoder
 from .pooling import pool
-from .weights import Weights
+from .quantization import TrialLinear, quantize
+from .weights import Arithmetic, Weights
 
-__all__ = ["Compute", "Engine", "Result", "choose_compute"]
+__all__ = ["Engine", "Result"]
 
 _log = logging.getLogger(__name__)
 
-# Before any engine has set another number.
-_DEFAULT_THREADS = torch.get_num_threads()
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 # How allocators put it whose errors have no class of their own.
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|out of memory|bad_alloc|ALLOC_FAILED|could not create a (primitive|memory)", re.I
 )
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """What the model runs on: ``cpu`` or ``cuda[:n]``; ``float32``, ``bfloat16`` or ``float16``; CPU threads."""
-
-    device: str
-    dtype: str
-    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,37 +88,16 @@ class _Work:
             LIVE.add(rows=int(repeats.sum()), tokens=tokens, slots=tokens)
 
 
-def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | None = None) -> Compute:
-    """Settle what is ``auto`` for this machine.
-
-    CUDA where there is one; bfloat16 on GPUs since Ampere and on CPUs with bfloat16 instructions, float16 on older
-    GPUs, float32 elsewhere; as many threads as torch sees fit.
-
-    Raises:
-        SettingsError: an explicit device or dtype cannot be had here.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = int(device.partition(":")[2] or 0)
-        if index >= count:
-            raise SettingsError(
-                f"device {device!r} is not here: this worker has {count} CUDA devices; use 'cpu' or 'auto'"
-            )
-    if dtype == "auto":
-        if device == "cpu":
-            dtype = "bfloat16" if _cpu_has_bfloat16() else "float32"
-        else:
-            dtype = "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
-    if dtype == "float16" and device == "cpu":
-        raise SettingsError("dtype 'float16' needs a CUDA device; use 'bfloat16' or 'float32' on the CPU")
-    return Compute(device=device, dtype=dtype, threads=threads or _DEFAULT_THREADS)
-
-
-def _cpu_has_bfloat16() -> bool:
-    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+def _arithmetic(compute: Compute) -> Arithmetic:
+    """The fastest that is as exact as the dtype."""
+    in_bfloat16 = cpu_has("amx_bf16", "avx512_bf16")
+    if compute.dtype == "int8":
+        hidden = torch.bfloat16 if in_bfloat16 else torch.float32
+        return Arithmetic(hidden, torch.float32, partial(TrialLinear, hidden=hidden))
+    dtype = _DTYPES[compute.dtype]
+    if compute.device != "cpu":
+        return Arithmetic(dtype, dtype)
+    return Arithmetic(dtype, dtype, exact_linear if in_bfloat16 or dtype == torch.float32 else RoundedLinear)
 
 
 class _TooLargeError(Exception):
@@ -154,10 +126,10 @@ class Engine:
         self._fitted = 0  # tokens of the largest micro-batch that came through
         if on_cpu and compute.threads != torch.get_num_threads():
             torch.set_num_threads(compute.threads)
-        dtype = _DTYPES[compute.dtype]
-        widen = on_cpu and dtype == torch.bfloat16 and not _cpu_has_bfloat16()
-        self._weights = Weights(checkpoint, self._device, dtype, widen)
+        self._weights = Weights(checkpoint, self._device, _arithmetic(compute))
         self._encoder = PackedEncoder(self._weights, checkpoint.config)
+        if compute.dtype == "int8":
+            quantize(self._encoder, checkpoint.config)
         self._head: ClassificationHead | None = None
         self._lock = threading.Lock()
         _log.info("%s runs on %s in %s with %d threads", checkpoint.id, compute.device, compute.dtype, compute.threads)

@@ -15,8 +15,8 @@ class ClassificationHead:
     """Sequence classification on the first token, as in DistilBertForSequenceClassification."""
 
     def __init__(self, weights: Weights, *, multi_label: bool) -> None:
-        self._pre_classifier = weights.linear("pre_classifier", encoder=False)
-        self._classifier = weights.linear("classifier", encoder=False)
+        self._pre_classifier = weights.head("pre_classifier")
+        self._classifier = weights.head("classifier")
         self._multi_label = multi_label
 
     def __call__(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:

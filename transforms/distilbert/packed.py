@@ -6,6 +6,7 @@ Sanh et al. 2019, "DistilBERT, a distilled version of BERT". All rows of a micro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from .checkpoint import ModelConfig
+from .linear import Linear
 from .weights import Weights
 
 __all__ = ["Packed", "PackedEncoder"]
@@ -67,8 +69,7 @@ class _Layer:
 
     def __init__(self, weights: Weights, index: int, config: ModelConfig) -> None:
         name = f"transformer.layer.{index}"
-        parts = [weights.linear(f"{name}.attention.{part}_lin") for part in "qkv"]
-        self.qkv = weights.fuse(parts)
+        self.qkv = weights.linear(*(f"{name}.attention.{part}_lin" for part in "qkv"))
         self.out = weights.linear(f"{name}.attention.out_lin")
         self.attention_norm = weights.norm(f"{name}.sa_layer_norm")
         self.lin1 = weights.linear(f"{name}.ffn.lin1")
@@ -81,9 +82,11 @@ class _Layer:
         dim = (hidden.shape[1],)
         attended = self.out(self._attend(self.qkv(hidden), runs))
         hidden = functional.layer_norm(attended.add_(hidden), dim, *self.attention_norm, _EPSILON)
-        inner = self.lin1(hidden)
-        inner = functional.gelu(inner) if self._gelu else functional.relu_(inner)
+        inner = self.lin1.gelu(hidden) if self._gelu else functional.relu_(self.lin1(hidden))
         return functional.layer_norm(self.lin2(inner).add_(hidden), dim, *self.output_norm, _EPSILON)
+
+    def change_linears(self, change: Callable[[Linear], Linear]) -> None:
+        self.qkv, self.out, self.lin1, self.lin2 = map(change, (self.qkv, self.out, self.lin1, self.lin2))
 
     def _attend(self, qkv: torch.Tensor, runs: tuple[tuple[int, int, int], ...]) -> torch.Tensor:
         """Softmax attention inside each row. qkv: [tokens, 3 * dim]; returns [tokens, dim]."""
@@ -117,3 +120,8 @@ class PackedEncoder:
         for layer in self._layers:
             hidden = layer(hidden, packed.runs)
         return hidden
+
+    def change_linears(self, change: Callable[[Linear], Linear]) -> None:
+        """Put what a function makes of it in the place of each linear layer."""
+        for layer in self._layers:
+            layer.change_linears(change)

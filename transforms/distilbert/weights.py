@@ -1,53 +1,46 @@
-"""Tensors of a checkpoint, memory-mapped and brought to the compute dtype."""
+"""Tensors of a checkpoint, memory-mapped and brought to the dtypes that are computed in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.nn import functional
 
 from distilbeam.transforms.errors import CheckpointError
 
 from .checkpoint import Checkpoint
 from .files import shown
+from .linear import Linear
 
-__all__ = ["Linear", "Weights"]
+__all__ = ["Arithmetic", "Weights"]
 
 
-class Linear:
-    """``x @ weight.T + bias`` in the dtype of ``x``.
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How an encoder computes.
 
-    On CPUs without bfloat16 instructions the weight is held as float32 (with bfloat16's values) and the product is
-    computed in float32, then rounded: the same arithmetic as bfloat16 instructions, several times faster than emulating
-    them.
+    Attributes:
+        hidden: dtype of hidden states, and of all that is no linear layer.
+        weights: dtype that the weights of its linear layers are read in.
+        linear: makes such a layer of weight, [out, in], and bias, [out].
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        self.weight = weight
-        self.bias = bias
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [..., in]; returns [..., out]."""
-        if x.dtype == self.weight.dtype:
-            return functional.linear(x, self.weight, self.bias)
-        return functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+    hidden: torch.dtype
+    weights: torch.dtype
+    linear: Callable[[torch.Tensor, torch.Tensor], Linear] = Linear
 
 
 class Weights:
-    """The tensors of one checkpoint for one device and dtype.
+    """The tensors of one checkpoint for one device and arithmetic.
 
-    float32 weights that are used as stored stay views of the mapped file, shared by all processes of the machine.
+    float32 embeddings that are used as stored stay views of the mapped file, shared by all processes of the machine.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, widen: bool = False) -> None:
-        """Open a checkpoint's weights.
-
-        Args:
-            widen: keep the weights of linear layers as float32, holding the values of ``dtype``.
-        """
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, arithmetic: Arithmetic) -> None:
+        """Open a checkpoint's weights."""
         self._path = checkpoint.weights.path
         try:
             with checkpoint.weights.unchanged():
@@ -56,35 +49,42 @@ class Weights:
             raise CheckpointError(f"cannot open {shown(self._path)}: {type(error).__name__}; copy it again") from None
         self._prefix = checkpoint.prefix
         self._device = device
-        self._dtype = dtype
-        self._widen = widen
+        self._arithmetic = arithmetic
 
-    def tensor(self, name: str, *, encoder: bool = True) -> torch.Tensor:
+    def tensor(self, name: str, *, encoder: bool = True, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor by its name without prefix; ``encoder=False`` for those of a head.
+
+        Args:
+            dtype: None for that of hidden states.
 
         Raises:
             CheckpointError: not all of its values are finite.
         """
+        dtype = dtype or self._arithmetic.hidden
         name = self._prefix + name if encoder else name
         stored: torch.Tensor = self._file.get_tensor(name)
-        tensor = stored.to(self._device, self._dtype)
+        tensor = stored.to(self._device, dtype)
         if not torch.isfinite(tensor).all():
             cure = "take the checkpoint as it was published"
             if torch.isfinite(stored).all():
-                cure = f"they do not fit into {str(self._dtype).removeprefix('torch.')}: choose another dtype"
+                cure = f"they do not fit into {str(dtype).removeprefix('torch.')}: choose another dtype"
             raise CheckpointError(f"{shown(self._path)}: {name} has values that are not finite; {cure}")
         return tensor
 
-    def linear(self, name: str, *, encoder: bool = True) -> Linear:
-        """A linear layer; its weight is [out, in]."""
-        layer = Linear(self.tensor(f"{name}.weight", encoder=encoder), self.tensor(f"{name}.bias", encoder=encoder))
-        return Linear(layer.weight.float(), layer.bias.float()) if self._widen else layer
+    def linear(self, *names: str) -> Linear:
+        """A linear layer of the encoder, or several of equal input as one, their outputs side by side."""
+        weights, biases = (
+            [self.tensor(f"{name}.{part}", dtype=self._arithmetic.weights) for name in names]
+            for part in ("weight", "bias")
+        )
+        if len(names) == 1:
+            return self._arithmetic.linear(weights[0], biases[0])
+        return self._arithmetic.linear(torch.cat(weights), torch.cat(biases))
+
+    def head(self, name: str) -> Linear:
+        """A linear layer of a head, which computes as hidden states do."""
+        return Linear(self.tensor(f"{name}.weight", encoder=False), self.tensor(f"{name}.bias", encoder=False))
 
     def norm(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of a layer norm, each [dim]."""
         return self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias")
-
-    @staticmethod
-    def fuse(layers: Sequence[Linear]) -> Linear:
-        """Layers of equal input as one, outputs side by side."""
-        return Linear(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))

@@ -16,9 +16,10 @@ import torch
 
 from distilbeam.transforms.distilbert import engine as engine_module
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
-from distilbeam.transforms.distilbert.engine import Compute, Engine, choose_compute
+from distilbeam.transforms.distilbert.compute import Compute, choose_compute
+from distilbeam.transforms.distilbert.engine import Engine
 from distilbeam.transforms.distilbert.pooling import pool
-from distilbeam.transforms.errors import CheckpointError, SettingsError
+from distilbeam.transforms.errors import CheckpointError
 from distilbeam.transforms.tokenization import Tokens
 from tests.checkpoints import DIM, Checkpoints
 
@@ -464,47 +465,6 @@ def test_threads_are_obeyed(checkpoints: Checkpoints, as_tokens: AsTokens) -> No
         assert torch.get_num_threads() == threads
     # What one engine was told is no default for the next.
     assert choose_compute("cpu", "float32").threads == default
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "dtype"),
-    [
-        ({}, "float32"),
-        ({"avx2": True, "avx512_bf16": False}, "float32"),
-        ({"avx512_bf16": True}, "bfloat16"),
-        ({"amx_bf16": True}, "bfloat16"),
-    ],
-)
-def test_auto_takes_bfloat16_where_the_cpu_has_it(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert choose_compute(threads=3) == Compute("cpu", dtype, 3)
-
-
-@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
-def test_auto_takes_cuda_where_it_is(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    compute = choose_compute()
-    assert (compute.device, compute.dtype) == ("cuda", dtype)
-    assert choose_compute("cuda:1", "float32").device == "cuda:1"
-    with pytest.raises(SettingsError, match="'cuda:2' is not here: this worker has 2 CUDA devices"):
-        choose_compute("cuda:2")
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
-def test_cuda_is_not_replaced_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingsError, match=f"'{device}' is not here: this worker has 0 CUDA devices; use 'cpu'"):
-        choose_compute(device)
-
-
-def test_float16_is_refused_on_the_cpu() -> None:
-    with pytest.raises(SettingsError, match="'float16' needs a CUDA device; use 'bfloat16' or 'float32'"):
-        choose_compute("cpu", "float16")
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])

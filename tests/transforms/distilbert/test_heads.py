@@ -9,7 +9,7 @@ import torch
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
 from distilbeam.transforms.distilbert.heads import ClassificationHead
 from distilbeam.transforms.distilbert.packed import Packed, PackedEncoder
-from distilbeam.transforms.distilbert.weights import Weights
+from distilbeam.transforms.distilbert.weights import Arithmetic, Weights
 from tests.checkpoints import Checkpoints
 
 
@@ -21,7 +21,7 @@ def test_probabilities_are_hugging_faces(
 ) -> None:
     folder = getattr(checkpoints, name)
     checkpoint = Checkpoint.open(folder)
-    weights = Weights(checkpoint, torch.device("cpu"), torch.float32)
+    weights = Weights(checkpoint, torch.device("cpu"), Arithmetic(torch.float32, torch.float32))
     packed = Packed.build(
         np.array([token for row in ragged for token in row], dtype=np.int32),
         np.array([len(row) for row in ragged], dtype=np.int64),

@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
+from distilbeam.transforms.distilbert.linear import Linear, PrepackedLinear, RoundedLinear
 from distilbeam.transforms.distilbert.packed import Packed, PackedEncoder
-from distilbeam.transforms.distilbert.weights import Weights
+from distilbeam.transforms.distilbert.weights import Arithmetic, Weights
 from tests.checkpoints import DIM, Checkpoints
 
 
-def load(folder: str, dtype: torch.dtype = torch.float32, widen: bool = False) -> PackedEncoder:
+def load(folder: str, dtype: torch.dtype = torch.float32, linear: type[Linear] = Linear) -> PackedEncoder:
     checkpoint = Checkpoint.open(folder)
-    return PackedEncoder(Weights(checkpoint, torch.device("cpu"), dtype, widen), checkpoint.config)
+    weights = Weights(checkpoint, torch.device("cpu"), Arithmetic(dtype, dtype, linear))
+    return PackedEncoder(weights, checkpoint.config)
 
 
 def run(encoder: PackedEncoder, rows: list[list[int]]) -> list[torch.Tensor]:
@@ -38,7 +40,8 @@ def test_hidden_states_are_hugging_faces(
     folder = getattr(checkpoints, name)
     theirs = hugging_face.hidden(folder, ragged)
     assert float(torch.cat(theirs).abs().max()) > 1
-    assert difference(run(load(folder), ragged), theirs) < 1e-5
+    for linear in (Linear, PrepackedLinear):
+        assert difference(run(load(folder, linear=linear), ragged), theirs) < 1e-5
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled", "alone"])
@@ -57,10 +60,12 @@ def test_neighbours_do_not_matter(checkpoints: Checkpoints, ragged: list[list[in
     assert difference(ours, [expected[i] for i in index]) < 1e-5
 
 
-@pytest.mark.parametrize("widen", [False, True])
-def test_bfloat16_points_where_float32_does(checkpoints: Checkpoints, ragged: list[list[int]], widen: bool) -> None:
+@pytest.mark.parametrize("linear", [Linear, RoundedLinear])
+def test_bfloat16_points_where_float32_does(
+    checkpoints: Checkpoints, ragged: list[list[int]], linear: type[Linear]
+) -> None:
     exact = torch.cat(run(load(checkpoints.bare), ragged))
-    reduced = torch.cat(run(load(checkpoints.bare, torch.bfloat16, widen), ragged))
+    reduced = torch.cat(run(load(checkpoints.bare, torch.bfloat16, linear), ragged))
     assert (exact.dtype, reduced.dtype) == (torch.float32, torch.bfloat16)
     assert float(torch.cosine_similarity(exact, reduced.float(), dim=1).min()) > 0.999
     assert not torch.equal(exact, reduced.float())

@@ -1,0 +1,80 @@
+"""What the model runs on, as this machine allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from distilbeam.transforms.errors import SettingsError
+
+__all__ = ["Compute", "choose_compute", "cpu_has"]
+
+# Before any engine has set another number.
+_DEFAULT_THREADS = torch.get_num_threads()
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """What the model runs on.
+
+    Attributes:
+        device: ``cpu`` or ``cuda[:n]``.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
+        threads: of the CPU.
+    """
+
+    device: str
+    dtype: str
+    threads: int
+
+
+def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | None = None) -> Compute:
+    """Settle what is ``auto`` for this machine.
+
+    CUDA where there is one; bfloat16 on GPUs since Ampere and on CPUs with bfloat16 instructions, float16 on older
+    GPUs, float32 elsewhere; as many threads as torch sees fit. int8 is never chosen.
+
+    Raises:
+        SettingsError: an explicit device or dtype cannot be had here.
+    """
+    if device == "auto":
+        # int8 is of CPUs alone, so it settles this as well.
+        device = "cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(device.partition(":")[2] or 0)
+        if index >= count:
+            raise SettingsError(
+                f"device {device!r} is not here: this worker has {count} CUDA devices; use 'cpu' or 'auto'"
+            )
+    if dtype == "auto":
+        if device == "cpu":
+            dtype = "bfloat16" if cpu_has("amx_bf16", "avx512_bf16") else "float32"
+        else:
+            dtype = "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
+    if dtype == "float16" and device == "cpu":
+        raise SettingsError("dtype 'float16' needs a CUDA device; use 'bfloat16' or 'float32' on the CPU")
+    if dtype == "int8" and not _multiplies_int8():
+        raise SettingsError("dtype 'int8' needs an x86-64 CPU with AVX2 and torch with oneDNN; use 'auto' here")
+    return Compute(device=device, dtype=dtype, threads=threads or _DEFAULT_THREADS)
+
+
+def cpu_has(*instructions: str) -> bool:
+    """Whether this CPU has any of some instructions, named as torch does."""
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in instructions)
+
+
+def _multiplies_int8() -> bool:
+    """Whether torch multiplies 8-bit integers here, by operators that are not public and not in every build."""
+    codes, scales, zeros = torch.ones(8, 16, dtype=torch.int8), torch.ones(8), torch.zeros(8, dtype=torch.int64)
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(codes, None)
+        found = torch.ops.onednn.qlinear_pointwise(
+            codes.to(torch.uint8), 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return bool((found == 16).all())
