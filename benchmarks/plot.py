@@ -15,6 +15,7 @@ __all__ = ["figures_of", "plot"]
 # What is worth a picture, the first that a table has; of scaling both.
 _BARS = ("tokens/s", "TFLOP/s")
 _LINES = ("tokens/s", "peak MiB")
+_OURS, _OTHERS = "#c44e52", "#4c72b0"
 
 
 def plot(report: Report, path: Path) -> None:
@@ -35,9 +36,13 @@ def plot(report: Report, path: Path) -> None:
         for figure in figures_of(report, rows)
     ]
     columns = 2 if report.benchmark == "scaling" else 1
-    height = sum(0.9 + 0.32 * len(rows) for _, rows, _ in panels) / columns + 1
+    heights = [1.1 + 0.26 * len(rows) for _, rows, _ in panels][::columns]
     picture, axes = pyplot.subplots(
-        -(-len(panels) // columns), columns, figsize=(7 * columns, max(3.0, height)), squeeze=False
+        len(heights),
+        columns,
+        figsize=(7 * columns, max(3.0, sum(heights) + 0.6)),
+        squeeze=False,
+        height_ratios=heights,
     )
     for axis, (group, rows, figure) in zip(axes.flat, panels, strict=False):
         numbers = [_number(row.name) for row in rows]
@@ -66,7 +71,8 @@ def figures_of(report: Report, rows: Sequence[Row]) -> list[str]:
 
 def _bars(axis: Any, rows: Sequence[Row], figure: str) -> None:
     middles = [median(row.samples[figure]) for row in rows]
-    axis.barh([row.name for row in rows], middles, xerr=_errors(rows, figure), color="#4c72b0", ecolor="#999999")
+    colors = [_OURS if row.name.startswith("distilbeam") else _OTHERS for row in rows]
+    axis.barh([row.name for row in rows], middles, xerr=_errors(rows, figure), color=colors, ecolor="#999999")
     for position, row in enumerate(rows):
         fraction = row.value("fraction")
         if fraction is not None:
@@ -78,7 +84,7 @@ def _bars(axis: Any, rows: Sequence[Row], figure: str) -> None:
 
 def _line(axis: Any, rows: Sequence[Row], figure: str, numbers: Sequence[float | None]) -> None:
     middles = [median(row.samples[figure]) for row in rows]
-    axis.errorbar(numbers, middles, yerr=_errors(rows, figure), marker="o", color="#4c72b0", ecolor="#999999")
+    axis.errorbar(numbers, middles, yerr=_errors(rows, figure), marker="o", color=_OTHERS, ecolor="#999999")
     axis.set_xscale("log")
     axis.set_ylim(bottom=0)
 

@@ -128,8 +128,8 @@ def scaling(options: Namespace, folder: Path, tell: Callable[[str], object] = pr
     }
     notes = [
         "Medians (least to most). Each run is a whole job, stored text -> stored features, in a fresh process.",
-        "s: of the job, with the loading of the model, without the start of Python. peak MiB: of the process, and of",
-        "its largest child, which reads the Parquet file. start MiB: before the job, with all modules loaded.",
+        "s: of the job, with the loading of the model, without the start of Python. peak MiB: of the process, without",
+        "that which decodes Parquet. start MiB: before the job, with all modules loaded.",
     ]
     return Report("scaling", machine, settings, rows, notes)
 
@@ -138,7 +138,7 @@ def measure(model: str, stored: str, job: dict[str, Any], compute: dict[str, Any
     """Run one job in this process, which should be fresh.
 
     Returns:
-        ``seconds``, ``rows``, ``tokens`` (of the output) and ``start_mib``, ``peak_mib``, ``children_mib`` (memory).
+        ``seconds``, ``rows``, ``tokens`` (of the output) and ``start_mib``, ``peak_mib`` (memory).
     """
     from distilbeam.pipelines import featurize
 
@@ -157,7 +157,6 @@ def measure(model: str, stored: str, job: dict[str, Any], compute: dict[str, Any
         "tokens": summary.tokens,
         "start_mib": start_mib,
         "peak_mib": _peak_mib(),
-        "children_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / _UNIT,
     }
 
 
@@ -183,13 +182,9 @@ def _row(job: Job, found: list[dict[str, float]]) -> Row:
         "rows/s": [one["rows"] / one["seconds"] for one in found],
         "tokens/s": [one["tokens"] / one["seconds"] for one in found],
         "peak MiB": [one["peak_mib"] for one in found],
-        "child MiB": [one["children_mib"] for one in found],
         "start MiB": [one["start_mib"] for one in found],
     }
     return Row(_AXES[job.axis], job.name, samples, {"rows": job.rows, "tokens": int(found[0]["tokens"])})
-
-
-_UNIT = 1 << 20 if sys.platform == "darwin" else 1 << 10
 
 
 def _peak_mib() -> float:
@@ -198,7 +193,7 @@ def _peak_mib() -> float:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 if __name__ == "__main__":
