@@ -45,9 +45,8 @@ class Int8Linear(Linear):
         """x: [tokens, in]; returns [tokens, out]."""
         least = x.amin(1, keepdim=True).float()
         scale = (x.amax(1, keepdim=True) - least).div_(255).clamp_min_(_TINY)
-        factor = scale.reciprocal()
         # Half of one more, since what follows the point is cut off.
-        codes = (x * factor).add_(0.5 - least * factor).to(torch.uint8)
+        codes = (x - least).div_(scale).add_(0.5).to(torch.uint8)
         product = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, 0, self._codes, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )

@@ -64,7 +64,14 @@ def test_the_greatest_sums_do_not_overflow(sign: float) -> None:
     torch.testing.assert_close(Int8Linear(weight, bias)(x), torch.full((4, 8), 6.0 * 511 * sign))
 
 
-@pytest.mark.parametrize("value", [0.0, 5.0, -1e6])
+def test_inputs_that_differ_by_little() -> None:
+    weight, bias, x = draw(8, 16), draw(8), 1000 + draw(20, 16) / 100
+    found = Int8Linear(weight, bias)(x).double().numpy()
+    # What float32 can tell of sums near 1000 x 16.
+    np.testing.assert_allclose(found, by_integers(x, weight, bias, most()), atol=0.02)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -1e6, 1e30])
 def test_inputs_that_are_all_alike(value: float) -> None:
     weight, bias = draw(8, 16), draw(8)
     sums = (weight / weight.abs().amax(1, keepdim=True) * most()).round().sum(1) * weight.abs().amax(1) / most()
