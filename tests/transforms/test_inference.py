@@ -244,7 +244,7 @@ def test_other_elements_of_unknown_type_are_refused(checkpoints: Checkpoints, el
         (lambda: Embed("model", pooling="mena"), "pooling is 'mena'"),
         (lambda: Embed("model", dimensions=0), "dimensions must be a whole number .*, not 0"),
         (lambda: Embed("model", device="gpu"), "device is 'gpu'"),
-        (lambda: Embed("model", dtype="int8"), "dtype is 'int8'"),
+        (lambda: Embed("model", dtype="int4"), "dtype is 'int4'"),
         (lambda: Embed("model", threads=0), "threads must be a whole number .*, not 0"),
         (lambda: Embed("model", token_budget=0), "token_budget must be a whole number .*, not 0"),
         (lambda: Embed("model", max_length=1), "max_length must be a whole number .*, not 1"),

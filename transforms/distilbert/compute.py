@@ -9,7 +9,7 @@ import torch
 
 from distilbeam.transforms.errors import SettingsError
 
-__all__ = ["Compute", "choose_compute", "cpu_has"]
+__all__ = ["Compute", "choose_compute", "cpu_has", "multiplies_int8"]
 
 # Before any engine has set another number.
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -56,7 +56,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | Non
             dtype = "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
     if dtype == "float16" and device == "cpu":
         raise SettingsError("dtype 'float16' needs a CUDA device; use 'bfloat16' or 'float32' on the CPU")
-    if dtype == "int8" and not _multiplies_int8():
+    if dtype == "int8" and not multiplies_int8(1):
         raise SettingsError("dtype 'int8' needs an x86-64 CPU with AVX2 and torch with oneDNN; use 'auto' here")
     return Compute(device=device, dtype=dtype, threads=threads or _DEFAULT_THREADS)
 
@@ -67,14 +67,18 @@ def cpu_has(*instructions: str) -> bool:
     return any(capabilities.get(name) for name in instructions)
 
 
-def _multiplies_int8() -> bool:
-    """Whether torch multiplies 8-bit integers here, by operators that are not public and not in every build."""
-    codes, scales, zeros = torch.ones(8, 16, dtype=torch.int8), torch.ones(8), torch.zeros(8, dtype=torch.int64)
+def multiplies_int8(most: int) -> bool:
+    """Whether sums of products of 255 and weights up to ``most`` come out right here.
+
+    Not everywhere are they added up in 32 bits, and the operators are not public and not in every build of torch.
+    """
+    weights, scales, zeros = torch.full((16, 512), most).to(torch.int8), torch.ones(16), torch.zeros(16).long()
+    inputs = torch.full((16, 512), 255, dtype=torch.uint8)
     try:
-        packed = torch.ops.onednn.qlinear_prepack(codes, None)
+        packed = torch.ops.onednn.qlinear_prepack(weights, None)
         found = torch.ops.onednn.qlinear_pointwise(
-            codes.to(torch.uint8), 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            inputs, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
-    return bool((found == 16).all())
+    return bool((found == 512 * 255 * most).all())

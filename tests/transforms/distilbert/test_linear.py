@@ -64,7 +64,6 @@ def test_bfloat16_with_its_own_gelu(weight: torch.Tensor) -> None:
 
 def test_a_torch_that_cannot_prepack_is_made_do_with(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.ones(LARGE)
-    assert isinstance(exact_linear(weight, weight[:, 0]), PrepackedLinear)
 
     def missing(*_: object) -> None:
         raise AttributeError

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
-from distilbeam.transforms.distilbert.compute import Compute, choose_compute
+from distilbeam.transforms.distilbert.compute import Compute, multiplies_int8
 from distilbeam.transforms.distilbert.engine import Engine
+from distilbeam.transforms.distilbert.linear import Linear
 from distilbeam.transforms.distilbert.quantization import Int8Linear, TrialLinear
 from distilbeam.transforms.tokenization import Tokens
 from tests.checkpoints import Checkpoints
@@ -17,9 +19,7 @@ from tests.checkpoints import Checkpoints
 INT8 = Compute("cpu", "int8", 1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _int8_is_here() -> None:
-    choose_compute("cpu", "int8")
+pytestmark = pytest.mark.skipif(not multiplies_int8(1), reason="torch does not multiply 8-bit integers here")
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -40,8 +40,7 @@ def by_integers(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, most:
 
 def most() -> int:
     """Of weights here: 127 where sums have 32 bits, else 63."""
-    has = torch.cpu.get_capabilities()
-    return 127 if has["avx512_vnni"] or has["avx_vnni"] or has["amx_int8"] else 63
+    return 127 if multiplies_int8(127) else 63
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 300])
@@ -99,18 +98,32 @@ def test_a_zero_weight_and_a_zero_input_give_the_bias() -> None:
 @pytest.mark.parametrize("hidden", [torch.float32, torch.bfloat16])
 def test_a_layer_on_trial_computes_exactly_and_then_settles(hidden: torch.dtype) -> None:
     weight, bias, x = draw(48, 64), draw(48), draw(200, 64).to(hidden)
-    trial = TrialLinear(weight, bias, torch.float32)
-    assert torch.equal(trial(x.float()), TrialLinear(weight, bias, torch.float32)._exact(x.float()))
+    trial = TrialLinear(weight, bias, hidden)
+    assert torch.equal(trial(x), functional.linear(x, weight.to(hidden), bias.to(hidden)))
     settled = trial.settled()
     assert isinstance(settled, Int8Linear)
     assert settled(x).dtype == hidden
     # One input that is ignored, and so large that the others are nothing beside it.
     x[:, 5] = 1e4
     weight[:, 5] = 0
-    trial = TrialLinear(weight, bias, torch.float32)
-    exact = trial(x.float())
+    trial = TrialLinear(weight, bias, hidden)
+    exact = trial(x)
     assert not isinstance(trial.settled(), Int8Linear)
-    assert torch.equal(trial.settled()(x.float()), exact)
+    assert torch.equal(trial.settled()(x), exact)
+
+
+@pytest.mark.parametrize(("error", "reduced"), [(0.0, True), (0.0179, True), (0.0181, False), (1.0, False)])
+def test_a_layer_that_errs_by_more_than_is_documented_stays_exact(error: float, reduced: bool) -> None:
+    trial = TrialLinear(draw(8, 16), draw(8), torch.float32)
+    trial._error = error
+    assert isinstance(trial.settled(), Int8Linear) == reduced
+
+
+def test_small_inputs_and_weights_keep_their_digits() -> None:
+    layer = Int8Linear(draw(8, 16) * 1e-10, torch.zeros(8))
+    x = draw(20, 16) * 1e-15
+    right = by_integers(x, draw(8, 16) * 1e-10, torch.zeros(8), most())
+    np.testing.assert_allclose(layer(x).double().numpy() * 1e25, right * 1e25, atol=1e-2)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -126,14 +139,25 @@ def test_all_engines_settle_alike_and_come_near(
     ragged: list[list[int]],
     as_tokens: Callable[[list[list[int]]], Tokens],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokens = as_tokens(ragged)
     exact = Engine(Checkpoint.open(checkpoints.classifier), Compute("cpu", "float32", 1)).run(tokens, ("mean",), True)
+    errors: list[float] = []
+    settled = TrialLinear.settled
+
+    def noted(trial: TrialLinear) -> Linear:
+        errors.append(trial._error)
+        return settled(trial)
+
+    monkeypatch.setattr(TrialLinear, "settled", noted)
     with caplog.at_level("INFO"):
         engines = [Engine(Checkpoint.open(checkpoints.classifier), INT8) for _ in range(2)]
     told = [record.getMessage() for record in caplog.records if "linear layers" in record.getMessage()]
     assert told[0] == told[1]
     assert told[0].startswith("int8 in 8 of 8 ")
+    assert len(errors) == 16
+    assert errors[:8] == errors[8:]
     first, second = (engine.run(tokens, ("mean",), True) for engine in engines)
     assert not first.failed
     np.testing.assert_array_equal(first.vectors["mean"], second.vectors["mean"])
