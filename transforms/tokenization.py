@@ -163,9 +163,8 @@ def _window(room: int) -> int:
 
 def _encode_beginnings(texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, room: int) -> Ragged:
     """Ids of texts, or of beginnings of them that have more than ``room``."""
-    everywhere = np.arange(len(texts), dtype=np.int64)
     if not tokenizer.splits_words:
-        return ragged(tokenizer.encode([part.decode() for part in _parts(texts, everywhere)]))
+        return ragged(tokenizer.encode([part.decode() for part in _parts(texts, np.arange(len(texts)))]))
     window = _window(room)
     long = _sizes(texts) > window
     if not long.any():

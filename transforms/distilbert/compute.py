@@ -9,7 +9,9 @@ import torch
 
 from distilbeam.transforms.errors import SettingsError
 
-__all__ = ["Compute", "choose_compute", "cpu_has", "multiplies_int8"]
+from .quantization import multiplies_int8
+
+__all__ = ["Compute", "choose_compute", "cpu_has_bfloat16"]
 
 # Before any engine has set another number.
 _DEFAULT_THREADS = torch.get_num_threads()
@@ -51,7 +53,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | Non
             )
     if dtype == "auto":
         if device == "cpu":
-            dtype = "bfloat16" if cpu_has("amx_bf16", "avx512_bf16") else "float32"
+            dtype = "bfloat16" if cpu_has_bfloat16() else "float32"
         else:
             dtype = "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
     if dtype == "float16" and device == "cpu":
@@ -61,24 +63,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | Non
     return Compute(device=device, dtype=dtype, threads=threads or _DEFAULT_THREADS)
 
 
-def cpu_has(*instructions: str) -> bool:
-    """Whether this CPU has any of some instructions, named as torch does."""
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16."""
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in instructions)
-
-
-def multiplies_int8(most: int) -> bool:
-    """Whether sums of products of 255 and weights up to ``most`` come out right here.
-
-    Not everywhere are they added up in 32 bits, and the operators are not public and not in every build of torch.
-    """
-    weights, scales, zeros = torch.full((16, 512), most).to(torch.int8), torch.ones(16), torch.zeros(16).long()
-    inputs = torch.full((16, 512), 255, dtype=torch.uint8)
-    try:
-        packed = torch.ops.onednn.qlinear_prepack(weights, None)
-        found = torch.ops.onednn.qlinear_pointwise(
-            inputs, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return False
-    return bool((found == 512 * 255 * most).all())
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

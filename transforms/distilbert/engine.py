@@ -23,7 +23,7 @@ from distilbeam.transforms.tokenization import Tokens
 from distilbeam.transforms.watchdog import WATCHDOG
 
 from .checkpoint import Checkpoint
-from .compute import Compute, cpu_has
+from .compute import Compute, cpu_has_bfloat16
 from .heads import ClassificationHead
 from .lanes import in_lanes, share
 from .linear import RoundedLinear, exact_linear
@@ -90,14 +90,14 @@ class _Work:
 
 def _arithmetic(compute: Compute) -> Arithmetic:
     """The fastest that is as exact as the dtype."""
-    in_bfloat16 = cpu_has("amx_bf16", "avx512_bf16")
     if compute.dtype == "int8":
-        hidden = torch.bfloat16 if in_bfloat16 else torch.float32
+        hidden = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
         return Arithmetic(hidden, torch.float32, partial(TrialLinear, hidden=hidden))
     dtype = _DTYPES[compute.dtype]
     if compute.device != "cpu":
         return Arithmetic(dtype, dtype)
-    return Arithmetic(dtype, dtype, exact_linear if in_bfloat16 or dtype == torch.float32 else RoundedLinear)
+    in_hardware = dtype == torch.float32 or cpu_has_bfloat16()
+    return Arithmetic(dtype, dtype, exact_linear if in_hardware else RoundedLinear)
 
 
 class _TooLargeError(Exception):

@@ -64,15 +64,20 @@ class RoundedLinear(Linear):
 
 def exact_linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
     """The fastest layer on a CPU that has instructions for the dtype of weight, [out, in], and bias, [out]."""
-    return (PrepackedLinear if weight.numel() >= _LEAST and _prepacks() else Linear)(weight, bias)
+    return (PrepackedLinear if weight.numel() >= _LEAST and _prepacks(weight.dtype) else Linear)(weight, bias)
 
 
 @functools.cache
-def _prepacks() -> bool:
+def _prepacks(dtype: torch.dtype) -> bool:
     """Whether this torch can, by operators that are not public and not in every build."""
     generator = torch.Generator().manual_seed(0)
-    weight, bias, x = (torch.randn(*shape, generator=generator) for shape in ((8, 16), (8,), (4, 16)))
+    weight, bias, x = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((8, 16), (8,), (4, 16)))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
     try:
-        return torch.allclose(PrepackedLinear(weight, bias)(x), Linear(weight, bias)(x), atol=1e-5)
+        packed, plain = PrepackedLinear(weight, bias), Linear(weight, bias)
+        return all(
+            torch.allclose(found, right, atol=tolerance, rtol=0)
+            for found, right in ((packed(x), plain(x)), (packed.gelu(x), plain.gelu(x)))
+        )
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from .checkpoint import ModelConfig
-from .compute import multiplies_int8
 from .linear import Linear, exact_linear
 from .packed import Packed, PackedEncoder
 
-__all__ = ["Int8Linear", "TrialLinear", "quantize"]
+__all__ = ["Int8Linear", "TrialLinear", "multiplies_int8", "quantize"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ class Int8Linear(Linear):
         self._scales = weight.abs().amax(1).div_(most).clamp_min_(_TINY)
         codes = (weight / self._scales[:, None]).round_().to(torch.int8)
         self._codes = torch.ops.onednn.qlinear_prepack(codes, None)
-        self._zeros = torch.zeros(len(weight), dtype=torch.int64)
         self._sums = codes.sum(1) * self._scales
         self._bias = bias.float()
 
@@ -48,10 +46,30 @@ class Int8Linear(Linear):
         scale = (x.amax(1, keepdim=True) - least).div_(255).clamp_min_(_TINY)
         # Half of one more, since what follows the point is cut off.
         codes = (x - least).div_(scale).add_(0.5).to(torch.uint8)
-        product = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 0, self._codes, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+        product = _product(codes, self._codes, self._scales)
         return torch.addcmul(self._bias, least, self._sums).addcmul_(product, scale).to(x.dtype)
+
+
+def multiplies_int8(most: int) -> bool:
+    """Whether sums of products of 255 and weights up to ``most`` come out right here.
+
+    Not everywhere are they added up in 32 bits, and the operators are not public and not in every build of torch.
+    """
+    weights, inputs = torch.full((16, 512), most).to(torch.int8), torch.full((16, 512), 255, dtype=torch.uint8)
+    try:
+        found = _product(inputs, torch.ops.onednn.qlinear_prepack(weights, None), torch.ones(16))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+    return bool((found == 512 * 255 * most).all())
+
+
+def _product(codes: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """uint8[tokens, in] times prepacked int8[in, out], scaled by float32[out]; float32[tokens, out]."""
+    zeros = torch.zeros(len(scales), dtype=torch.int64)
+    found: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 0, weights, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return found
 
 
 class TrialLinear(Linear):

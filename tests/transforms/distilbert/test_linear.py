@@ -52,11 +52,20 @@ def test_rounded_layers_round_as_bfloat16_does(weight: torch.Tensor) -> None:
     torch.testing.assert_close(rounded, product(x, weight, bias).bfloat16(), atol=0, rtol=2**-8)
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 in oneDNN here")
+def test_rounded_layers_of_few_inputs_are_exactly_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(4)
+    weight, bias = torch.randn(8, 16, generator=generator).bfloat16(), torch.randn(8, generator=generator).bfloat16()
+    x = torch.randn(5, 16, generator=generator).bfloat16()
+    assert torch.equal(RoundedLinear(weight, bias)(x), product(x, weight, bias).bfloat16())
+
+
 def test_bfloat16_with_its_own_gelu(weight: torch.Tensor) -> None:
     bias, x = of(weight, 33)
     weight, bias, x = weight.bfloat16(), bias.bfloat16(), x.bfloat16()
-    found = PrepackedLinear(weight, bias).gelu(x)
+    layer = exact_linear(weight, bias)
+    if len(weight) == LARGE[0]:
+        assert isinstance(layer, PrepackedLinear) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    found = layer.gelu(x)
     assert found.dtype == torch.bfloat16
     right = functional.gelu(product(x, weight, bias))
     assert float((found.double() - right).norm() / right.norm()) < 2**-8
@@ -78,8 +87,9 @@ def test_a_torch_that_cannot_prepack_is_made_do_with(monkeypatch: pytest.MonkeyP
         linear._prepacks.cache_clear()
 
 
-def test_a_torch_that_multiplies_wrongly_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PrepackedLinear, "__call__", lambda self, x: x.new_zeros(len(x), 8))
+@pytest.mark.parametrize("method", ["__call__", "gelu"])
+def test_a_torch_that_multiplies_wrongly_is_not_trusted(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(PrepackedLinear, method, lambda self, x: x.new_zeros(len(x), 8))
     linear._prepacks.cache_clear()
     try:
         assert type(exact_linear(torch.ones(LARGE), torch.ones(LARGE[0]))) is Linear
