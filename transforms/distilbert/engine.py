@@ -22,14 +22,17 @@ from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.tokenization import Tokens
 from distilbeam.transforms.watchdog import WATCHDOG
 
-from .checkpoint import Checkpoint
+from .attention import choose_attention
+from .checkpoint import Checkpoint, ModelConfig
 from .compute import Compute, cpu_has_bfloat16
+from .encoder import PackedEncoder
 from .heads import ClassificationHead
 from .lanes import in_lanes, share
 from .linear import RoundedLinear, exact_linear
-from .packed import Packed, PackedEncoder
+from .packed import Packed
 from .pooling import pool
 from .quantization import TrialLinear, quantize
+from .streams import Streams, fetched
 from .weights import Arithmetic, Weights
 
 __all__ = ["Engine", "Result"]
@@ -37,6 +40,11 @@ __all__ = ["Engine", "Result"]
 _log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# On a GPU: while one micro-batch is computed, the next is prepared and sent, and what the last gave is taken away.
+_STREAMS = 2
+# On CPUs that compute in bfloat16 oneDNN takes tens of milliseconds for every number of tokens that it has not met.
+_FILLED_TO = 64
 
 # How allocators put it whose errors have no class of their own.
 _OUT_OF_MEMORY = re.compile(
@@ -88,16 +96,20 @@ class _Work:
             LIVE.add(rows=int(repeats.sum()), tokens=tokens, slots=tokens)
 
 
-def _arithmetic(compute: Compute) -> Arithmetic:
+def _arithmetic(compute: Compute, config: ModelConfig) -> Arithmetic:
     """The fastest that is as exact as the dtype."""
-    if compute.dtype == "int8":
-        hidden = torch.bfloat16 if cpu_has_bfloat16() else torch.float32
-        return Arithmetic(hidden, torch.float32, partial(TrialLinear, hidden=hidden))
-    dtype = _DTYPES[compute.dtype]
     if compute.device != "cpu":
-        return Arithmetic(dtype, dtype)
-    in_hardware = dtype == torch.float32 or cpu_has_bfloat16()
-    return Arithmetic(dtype, dtype, exact_linear if in_hardware else RoundedLinear)
+        dtype = _DTYPES[compute.dtype]
+        attention = choose_attention(torch.device(compute.device), dtype, config.n_heads, config.dim)
+        return Arithmetic(dtype, dtype, attention=attention)
+    has_bfloat16 = cpu_has_bfloat16()
+    multiple = _FILLED_TO if has_bfloat16 and compute.dtype != "float32" else 1
+    if compute.dtype == "int8":
+        hidden = torch.bfloat16 if has_bfloat16 else torch.float32
+        return Arithmetic(hidden, torch.float32, partial(TrialLinear, hidden=hidden), multiple=multiple)
+    dtype = _DTYPES[compute.dtype]
+    in_hardware = dtype == torch.float32 or has_bfloat16
+    return Arithmetic(dtype, dtype, exact_linear if in_hardware else RoundedLinear, multiple=multiple)
 
 
 class _TooLargeError(Exception):
@@ -118,7 +130,7 @@ class Engine:
         self.compute = compute
         on_cpu = compute.device == "cpu"
         self._device = torch.device(compute.device)
-        self._lanes = compute.threads if on_cpu else 1
+        self._lanes = compute.threads if on_cpu else _STREAMS
         # Enough tokens to fill the matrix units, few enough to stay in the caches of a CPU.
         self._token_budget = token_budget or (32768 if not on_cpu else 2048 if self._lanes == 1 else 1024)
         self._lowered = False
@@ -126,10 +138,11 @@ class Engine:
         self._fitted = 0  # tokens of the largest micro-batch that came through
         if on_cpu and compute.threads != torch.get_num_threads():
             torch.set_num_threads(compute.threads)
-        self._weights = Weights(checkpoint, self._device, _arithmetic(compute))
+        self._weights = Weights(checkpoint, self._device, _arithmetic(compute, checkpoint.config))
         self._encoder = PackedEncoder(self._weights, checkpoint.config)
         if compute.dtype == "int8":
             quantize(self._encoder, checkpoint.config)
+        self._streams = Streams(self._device, self._lanes)
         self._head: ClassificationHead | None = None
         self._lock = threading.Lock()
         _log.info("%s runs on %s in %s with %d threads", checkpoint.id, compute.device, compute.dtype, compute.threads)
@@ -137,11 +150,11 @@ class Engine:
     def run(self, tokens: Tokens, pooling: Sequence[str] = (), classify: bool = False) -> Result:
         """Run the encoder once over all rows; over rows of equal tokens once for all of them.
 
-        On a CPU as many micro-batches run at once as there are threads; where the memory is too small for that, one by
-        one from then on. A micro-batch that fails is halved until the rows that fail stand alone. One for which the
-        memory is too small also lowers the token budget of all that follow; a row that does not fit even alone fails.
-        Where all rows of a micro-batch fail, and so does the smallest possible row, the fault is not the rows', and the
-        error is raised.
+        As many micro-batches run at once as a CPU has threads, on a GPU two; where the memory is too small for that,
+        one by one from then on. A micro-batch that fails is halved until the rows that fail stand alone. One for which
+        the memory is too small also lowers the token budget of all that follow; a row that does not fit even alone
+        fails. Where all rows of a micro-batch fail, and so does the smallest possible row, the fault is not the rows',
+        and the error is raised.
 
         Args:
             tokens: rows of at most ``max_position_embeddings`` tokens.
@@ -273,14 +286,16 @@ class Engine:
         self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], pooling: Sequence[str], *, classify: bool
     ) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]:
         """One pass: pooled vectors by mode, float32[rows, dim], and scores, float32[rows, classes]."""
-        packed = Packed.build(ids, lengths, self._device)
-        hidden = self._encoder(packed)
-        vectors = {mode: pool(hidden, packed, mode).cpu().numpy() for mode in pooling}
-        scores = self._classifier()(hidden, packed).cpu().numpy() if classify else None
-        if not pooling and not classify:
-            hidden[:1].cpu()  # wait, so that what fails fails here
+        with self._streams.one():
+            packed = Packed.build(ids, lengths, self._device, self._weights.arithmetic.multiple)
+            hidden = self._encoder(packed)
+            outputs = [pool(hidden, packed, mode) for mode in pooling]
+            if classify:
+                outputs.append(self._classifier()(hidden, packed))
+            # Even what nobody wants, so that what fails fails here.
+            arrays = fetched(outputs or [hidden[:1].float()])
         LIVE.add(slots=len(packed.ids))
-        return vectors, scores
+        return dict(zip(pooling, arrays, strict=False)), arrays[-1] if classify else None
 
     def _classifier(self) -> ClassificationHead:
         if self._head is None:

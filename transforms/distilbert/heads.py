@@ -21,5 +21,5 @@ class ClassificationHead:
 
     def __call__(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
         """Probabilities, float32[rows, classes]: softmax, or sigmoid where classes are independent."""
-        logits = self._classifier(functional.relu(self._pre_classifier(hidden[packed.starts]))).float()
+        logits = self._classifier(functional.relu(self._pre_classifier(hidden.index_select(0, packed.starts)))).float()
         return torch.sigmoid(logits) if self._multi_label else torch.softmax(logits, dim=-1)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from .checkpoint import ModelConfig
+from .encoder import PackedEncoder
 from .linear import Linear, exact_linear
-from .packed import Packed, PackedEncoder
+from .packed import Packed
 
 __all__ = ["Int8Linear", "TrialLinear", "multiplies_int8", "quantize"]
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from distilbeam.transforms.errors import CheckpointError
 
+from .attention import Attention, attend_by_runs
 from .checkpoint import Checkpoint
 from .files import shown
 from .linear import Linear
@@ -26,11 +27,15 @@ class Arithmetic:
         hidden: dtype of hidden states, and of all that is no linear layer.
         weights: dtype that the weights of its linear layers are read in.
         linear: makes such a layer of weight, [out, in], and bias, [out].
+        attention: between its layers.
+        multiple: of which the number of tokens in a micro-batch is made.
     """
 
     hidden: torch.dtype
     weights: torch.dtype
     linear: Callable[[torch.Tensor, torch.Tensor], Linear] = Linear
+    attention: Attention = attend_by_runs
+    multiple: int = 1
 
 
 class Weights:
@@ -49,7 +54,7 @@ class Weights:
             raise CheckpointError(f"cannot open {shown(self._path)}: {type(error).__name__}; copy it again") from None
         self._prefix = checkpoint.prefix
         self._device = device
-        self._arithmetic = arithmetic
+        self.arithmetic = arithmetic
 
     def tensor(self, name: str, *, encoder: bool = True, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor by its name without prefix; ``encoder=False`` for those of a head.
@@ -60,7 +65,7 @@ class Weights:
         Raises:
             CheckpointError: not all of its values are finite.
         """
-        dtype = dtype or self._arithmetic.hidden
+        dtype = dtype or self.arithmetic.hidden
         name = self._prefix + name if encoder else name
         stored: torch.Tensor = self._file.get_tensor(name)
         tensor = stored.to(self._device, dtype)
@@ -74,12 +79,12 @@ class Weights:
     def linear(self, *names: str) -> Linear:
         """A linear layer of the encoder, or several of equal input as one, their outputs side by side."""
         weights, biases = (
-            [self.tensor(f"{name}.{part}", dtype=self._arithmetic.weights) for name in names]
+            [self.tensor(f"{name}.{part}", dtype=self.arithmetic.weights) for name in names]
             for part in ("weight", "bias")
         )
         if len(names) == 1:
-            return self._arithmetic.linear(weights[0], biases[0])
-        return self._arithmetic.linear(torch.cat(weights), torch.cat(biases))
+            return self.arithmetic.linear(weights[0], biases[0])
+        return self.arithmetic.linear(torch.cat(weights), torch.cat(biases))
 
     def head(self, name: str) -> Linear:
         """A linear layer of a head, which computes as hidden states do."""

@@ -467,6 +467,32 @@ def test_threads_are_obeyed(checkpoints: Checkpoints, as_tokens: AsTokens) -> No
     assert choose_compute("cpu", "float32").threads == default
 
 
+@pytest.mark.parametrize(
+    ("has_bfloat16", "dtype", "multiple"), [(True, "bfloat16", 64), (True, "float32", 1), (False, "bfloat16", 1)]
+)
+def test_few_numbers_of_tokens_where_each_new_one_costs_time(
+    checkpoints: Checkpoints,
+    ragged: list[list[int]],
+    as_tokens: AsTokens,
+    monkeypatch: pytest.MonkeyPatch,
+    has_bfloat16: bool,
+    dtype: str,
+    multiple: int,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16})
+    engine = Engine(Checkpoint.open(checkpoints.bare), replace(FLOAT32, dtype=dtype), token_budget=100)
+    encoder, sizes = engine._encoder, []
+
+    def watched(packed: Any) -> torch.Tensor:
+        sizes.append(len(packed.ids))
+        return encoder(packed)
+
+    monkeypatch.setattr(engine, "_encoder", watched)
+    assert engine.run(as_tokens(ragged), ("mean",)).failed == {}
+    assert len(sizes) > 3
+    assert (math.gcd(*sizes) % 64 == 0) == (multiple == 64)
+
+
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_bfloat16_with_and_without_instructions(
     checkpoints: Checkpoints,
@@ -500,12 +526,19 @@ def test_cuda_agrees_with_the_cpu(
     checkpoints: Checkpoints, ragged: list[list[int]], as_tokens: AsTokens, dtype: str, tolerance: float | None
 ) -> None:
     tokens = as_tokens(ragged)
-    cpu = Engine(Checkpoint.open(checkpoints.bare), FLOAT32).run(tokens, ("mean",)).vectors["mean"]
-    compute = choose_compute("cuda", dtype)
-    gpu = Engine(Checkpoint.open(checkpoints.bare), compute).run(tokens, ("mean",)).vectors["mean"]
-    assert ((cpu * gpu).sum(1) / np.linalg.norm(cpu, axis=1) / np.linalg.norm(gpu, axis=1)).min() > 0.999
-    if tolerance is not None:
-        assert np.abs(cpu - gpu).max() < tolerance
+    checkpoint, modes = Checkpoint.open(checkpoints.classifier), ("mean", "max", "cls")
+    right = Engine(checkpoint, FLOAT32).run(tokens, modes, classify=True)
+    for token_budget in (None, 100):  # one micro-batch, and many in turns on the streams
+        found = Engine(checkpoint, choose_compute("cuda", dtype), token_budget).run(tokens, modes, classify=True)
+        assert found.failed == {}
+        for mode in modes:
+            cpu, gpu = right.vectors[mode], found.vectors[mode]
+            assert ((cpu * gpu).sum(1) / np.linalg.norm(cpu, axis=1) / np.linalg.norm(gpu, axis=1)).min() > 0.999
+            if tolerance is not None:
+                assert np.abs(cpu - gpu).max() < tolerance
+        assert right.scores is not None
+        assert found.scores is not None
+        assert np.abs(right.scores - found.scores).max() < (tolerance or 0.05)
 
 
 def test_weights_are_read_from_the_transformers_folder(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:

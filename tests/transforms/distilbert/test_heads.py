@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
+from distilbeam.transforms.distilbert.encoder import PackedEncoder
 from distilbeam.transforms.distilbert.heads import ClassificationHead
-from distilbeam.transforms.distilbert.packed import Packed, PackedEncoder
+from distilbeam.transforms.distilbert.packed import Packed
 from distilbeam.transforms.distilbert.weights import Arithmetic, Weights
 from tests.checkpoints import Checkpoints
 

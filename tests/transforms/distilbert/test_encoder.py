@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
+from distilbeam.transforms.distilbert.encoder import PackedEncoder
 from distilbeam.transforms.distilbert.linear import Linear, PrepackedLinear, RoundedLinear
-from distilbeam.transforms.distilbert.packed import Packed, PackedEncoder
+from distilbeam.transforms.distilbert.packed import Packed
 from distilbeam.transforms.distilbert.weights import Arithmetic, Weights
 from tests.checkpoints import DIM, Checkpoints
 
@@ -21,12 +22,15 @@ def load(folder: str, dtype: torch.dtype = torch.float32, linear: type[Linear] =
     return PackedEncoder(weights, checkpoint.config)
 
 
-def run(encoder: PackedEncoder, rows: list[list[int]]) -> list[torch.Tensor]:
+def run(encoder: PackedEncoder, rows: list[list[int]], multiple: int = 1) -> list[torch.Tensor]:
     """Hidden states of each row, [length, dim], all rows packed as they come."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    packed = Packed.build(np.array([token for row in rows for token in row], dtype=np.int32), lengths)
+    ids = np.array([token for row in rows for token in row], dtype=np.int32)
+    packed = Packed.build(ids, lengths, multiple=multiple)
     with torch.inference_mode():
-        return list(encoder(packed).split(lengths.tolist()))
+        hidden = encoder(packed)
+    assert len(hidden) == -(-len(ids) // multiple) * multiple
+    return list(hidden[: len(ids)].split(lengths.tolist()))
 
 
 def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
@@ -42,6 +46,13 @@ def test_hidden_states_are_hugging_faces(
     assert float(torch.cat(theirs).abs().max()) > 1
     for linear in (Linear, PrepackedLinear):
         assert difference(run(load(folder, linear=linear), ragged), theirs) < 1e-5
+
+
+def test_what_fills_up_does_not_matter(checkpoints: Checkpoints, ragged: list[list[int]]) -> None:
+    encoder = load(checkpoints.bare)
+    expected = run(encoder, ragged)
+    assert sum(map(len, ragged)) % 64
+    assert difference(run(encoder, ragged, multiple=64), expected) < 1e-5
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "shuffled", "alone"])
@@ -72,13 +83,17 @@ def test_bfloat16_points_where_float32_does(
 
 
 @settings(deadline=None)
-@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=30))
-def test_a_pack_knows_where_its_rows_are(lengths: list[int]) -> None:
-    packed = Packed.build(np.arange(sum(lengths), dtype=np.int32), np.array(lengths, dtype=np.int64))
-    assert packed.ids.tolist() == list(range(sum(lengths)))
-    assert packed.ids.dtype == torch.int64
-    assert packed.positions.tolist() == [position for length in lengths for position in range(length)]
-    assert packed.starts.tolist() == [sum(lengths[:row]) for row in range(len(lengths))]
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=30), multiple=st.integers(1, 9))
+def test_a_pack_knows_where_its_rows_are(lengths: list[int], multiple: int) -> None:
+    ids = np.arange(1, sum(lengths) + 1, dtype=np.int32)
+    packed = Packed.build(ids, np.array(lengths, dtype=np.int64), multiple=multiple)
+    filling = [0] * (-sum(lengths) % multiple)
+    assert packed.ids.tolist() == ids.tolist() + filling
+    assert packed.positions.tolist() == [position for length in lengths for position in range(length)] + filling
+    assert packed.offsets.tolist() == [sum(lengths[:row]) for row in range(len(lengths) + 1)]
+    assert packed.starts.tolist() == packed.offsets.tolist()[:-1]
+    assert packed.ids.dtype == packed.positions.dtype == packed.offsets.dtype == torch.int32
+    assert packed.longest == max(lengths)
     assert [length for _, rows, length in packed.runs for _ in range(rows)] == lengths
     assert [start for start, _, _ in packed.runs] == [
         sum(rows * length for _, rows, length in packed.runs[:run]) for run in range(len(packed.runs))
