@@ -12,11 +12,12 @@ from typing import Any
 
 from distilbeam.transforms import Encoder
 
+from .attention import GPU_TOKENS
 from .checkpoint import read_shape
 from .corpus import Corpus
 from .machine import describe
 from .measure import interleave
-from .paths import STORED, Paths
+from .paths import IN_THREADS, STORED, Paths
 from .peers import PEERS, Embedder, Peer, Setup, agreement, missing
 from .report import Report, Row
 from .roofline import ceilings, figures
@@ -24,6 +25,7 @@ from .roofline import ceilings, figures
 __all__ = ["TITLE", "compare"]
 
 TITLE = "text -> vectors in memory"
+_CPU_TOKENS = 2048
 _SAMPLE = 16  # rows of which the vectors are compared
 
 
@@ -55,12 +57,14 @@ def compare(
     sample = corpus.texts[:_SAMPLE]
     right = Encoder.load(str(model), **compute | {"dtype": "float32"})
     truth = {mode: right.embed(sample, pooling=mode, normalize=False) for mode in ("mean", "cls")}
-    entries, absent = [], []
+    entries, found_peers, absent = [], [], []
     for number, dtype in enumerate(options.dtype):
         ours = Paths(model, corpus, folder / f"ours-{number}", dtype=dtype, **compute)
         cosine = agreement(truth["mean"], ours.encoder.embed(sample, pooling="mean", normalize=False))
         entries.append(_Entry(f"distilbeam {ours.dtype}", ours.dtype, ours.vectors, cosine))
-        entries.append(_Entry(f"distilbeam {ours.dtype}, {STORED}", ours.dtype, ours.stored, cosine))
+        for name, work in ours.works().items():
+            if name in (STORED, IN_THREADS):
+                entries.append(_Entry(f"distilbeam {ours.dtype}, {name}", ours.dtype, work, cosine))
     device = ours.encoder.engine.compute.device
     for peer in PEERS:
         if options.only and not any(peer.name.startswith(name) for name in options.only):
@@ -68,12 +72,14 @@ def compare(
         if device.partition(":")[0] not in peer.devices:
             continue
         tell(f"loading {peer.name}")
-        setup = Setup(model, device, peer.dtype, right.checkpoint.max_length)
+        budget = GPU_TOKENS if device != "cpu" else _CPU_TOKENS
+        setup = Setup(model, device, peer.dtype, right.checkpoint.max_length, budget)
         found = _entry(peer, setup, corpus, truth[peer.pooling])
         if isinstance(found, _Entry):
-            entries.insert(len(entries) - 2 * len(options.dtype), found)
+            found_peers.append(found)
         else:
             absent.append(found)
+    entries = [*found_peers, *entries]
     tell("looking for the fastest matrix products")
     title, tops, rows = ceilings(read_shape(model), device)
     rates: dict[str, list[float]] = {dtype: [] for dtype in tops}

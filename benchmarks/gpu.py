@@ -1,4 +1,4 @@
-"""Roofline and peers on CUDA, as one report."""
+"""Roofline, peers and the ways of attention on CUDA, as one report."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from distilbeam.transforms import Encoder
+from distilbeam.transforms.distilbert.compute import choose_compute
+
+from .attention import GPU_TOKENS, compare_attention
+from .checkpoint import read_shape
 from .compare import TITLE, compare
 from .corpus import Corpus
 from .report import Report
@@ -16,8 +21,19 @@ __all__ = ["gpu"]
 
 
 def gpu(model: Path, corpus: Corpus, options: Namespace, folder: Path, tell: Callable[[str], object] = print) -> Report:
-    """Both on ``options.device``; see ``roofline`` and ``compare`` for the arguments."""
+    """All on ``options.device``; see ``roofline`` and ``compare`` for the arguments."""
     first = roofline(model, corpus, options, folder / "roofline", tell)
     second = compare(model, corpus, options, folder / "peers", tell)
-    rows = first.rows + [row for row in second.rows if row.group == TITLE]
+    shape, compute = read_shape(model), choose_compute(options.device, options.dtype[0])
+    ways = compare_attention(
+        Encoder.load(str(model)).tokenize(corpus.texts).lengths,
+        shape.n_heads,
+        shape.dim,
+        device=compute.device,
+        dtype=compute.dtype,
+        token_budget=options.token_budget or GPU_TOKENS,
+        repeats=options.repeats,
+        tell=tell,
+    )
+    rows = first.rows + [row for row in second.rows if row.group == TITLE] + ways
     return replace(first, benchmark="gpu", rows=rows, notes=list(dict.fromkeys(first.notes + second.notes)))

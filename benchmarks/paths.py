@@ -13,11 +13,12 @@ from .checkpoint import read_shape
 from .corpus import Corpus, save
 from .flops import row_flops
 
-__all__ = ["FORWARD", "STORED", "VECTORS", "Paths"]
+__all__ = ["FORWARD", "IN_THREADS", "STORED", "VECTORS", "Paths"]
 
 FORWARD = "forward only"
 VECTORS = "text -> vectors"
 STORED = "stored text -> stored features"
+IN_THREADS = f"{STORED}, in 4 threads"
 
 
 class Paths:
@@ -50,8 +51,11 @@ class Paths:
         return self.encoder.engine.compute.dtype
 
     def works(self) -> dict[str, Callable[[], object]]:
-        """The paths by name."""
-        return {FORWARD: self.forward, VECTORS: self.vectors, STORED: self.stored}
+        """The paths by name; on a GPU with threads that read, tokenize and write beside it."""
+        works: dict[str, Callable[[], object]] = {FORWARD: self.forward, VECTORS: self.vectors, STORED: self.stored}
+        if self.encoder.engine.compute.device != "cpu":
+            works[IN_THREADS] = self.stored_in_threads
+        return works
 
     def forward(self) -> None:
         """Token ids, made before, to vectors: what the model itself takes."""
@@ -65,8 +69,17 @@ class Paths:
 
     def stored(self) -> None:
         """A Parquet file to a committed output, as the command ``distilbeam embed`` does it: with Beam and the disk."""
+        self._embed()
+
+    def stored_in_threads(self) -> None:
+        """The same with four threads, each with splits of its own."""
+        threads = ["--direct_running_mode=multi_threading", "--direct_num_workers=4"]
+        self._embed(beam_options=threads, split_bytes=max(1, self._stored.stat().st_size // 8))
+
+    def _embed(self, **settings: Any) -> None:
         self._written += 1
         output = self._folder / f"output-{id(self)}-{self._written}"
-        summary = embed(self._model, input=str(self._stored), output=str(output), keep=["id"], **self._compute)
+        settings = {"input": str(self._stored), "output": str(output), "keep": ["id"], **self._compute, **settings}
+        summary = embed(self._model, **settings)
         if summary is None or summary.rows != len(self._corpus):
             raise RuntimeError(f"{len(self._corpus)} rows were stored, and the output is {summary}")

@@ -27,7 +27,7 @@ class Setup:
     Attributes:
         model: folder of the checkpoint.
         device: ``cpu`` or ``cuda[:n]``.
-        dtype: ``float32``, ``bfloat16`` or ``int8``.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
         max_length: tokens of a text at most.
         token_budget: tokens of a micro-batch, padding included, where the peer can be given one.
     """
@@ -36,7 +36,7 @@ class Setup:
     device: str
     dtype: str
     max_length: int
-    token_budget: int = 2048
+    token_budget: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,20 @@ class Peer:
 
 
 def _peers() -> tuple[Peer, ...]:
-    fp32, bf16, int8 = "float32", "bfloat16", "int8"
-    hugging_face, sentences, cpu = ("transformers",), ("sentence_transformers",), ("cpu",)
+    fp32, bf16, fp16, int8 = "float32", "bfloat16", "float16", "int8"
+    hugging_face, sentences, cpu, cuda = ("transformers",), ("sentence_transformers",), ("cpu",), ("cuda",)
     return (
         Peer("Hugging Face pipeline", "hugging_face:pipeline", fp32, hugging_face, pooling="cls", agrees=0.999),
         Peer("sentence-transformers fp32", "hugging_face:sentences", fp32, sentences, agrees=0.999),
         Peer("sentence-transformers bf16", "hugging_face:sentences", bf16, sentences),
+        Peer("sentence-transformers fp16", "hugging_face:sentences", fp16, sentences, cuda),
+        Peer(
+            "sentence-transformers fp16, flash",
+            "hugging_face:sentences_flash",
+            fp16,
+            (*sentences, "flash_attn"),
+            cuda,
+        ),
         Peer(
             "sentence-transformers OpenVINO",
             "hugging_face:sentences_openvino",
