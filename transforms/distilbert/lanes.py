@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -42,7 +44,7 @@ def in_lanes(items: deque[T], work: Callable[[T], None], lanes: int, threads: in
     """Work off a queue in several threads, which divide the threads that torch computes with among them.
 
     Threads of one pass wait for each other after every matrix product; passes wait for nothing. Once one fails, or this
-    thread is interrupted, no further item is begun, and all have ended when this returns; items that failed are at the
+    thread is interrupted, no further item is begun, and all are idle when this returns; items that failed are at the
     front of the queue again.
 
     Args:
@@ -88,34 +90,66 @@ def _side_by_side(work_off: Callable[[], None], lanes: int, threads: int, ended:
     """Run a function in several threads at once; what goes wrong around it is put into ``ended``."""
     watch = WATCHDOG.inherited()
 
-    def lane(over: threading.Event) -> None:
+    def lane() -> None:
         try:
             torch.set_num_threads(max(1, threads // lanes))
             with watch(), torch.inference_mode():
                 work_off()
         except BaseException as error:
             ended.append(error)
-        finally:
-            over.set()
 
-    # Threads of their own, which no end of the interpreter waits for, and events, since a join that was interrupted
-    # takes a thread that runs for one that has ended.
-    crew: list[tuple[threading.Thread, threading.Event]] = []
-    for number in range(lanes):
-        over = threading.Event()
-        name = f"distilbeam-lane-{number}"
-        crew.append((threading.Thread(target=lane, args=(over,), name=name, daemon=True), over))
+    crew: list[_Worker] = []
     try:
         with WATCHDOG.paused():
             try:
-                for thread, _ in crew:
-                    thread.start()
-                for _, over in crew:
-                    over.wait()
+                for _ in range(lanes):
+                    crew.append(_Worker.idle())
+                for worker in crew:
+                    worker.begin(lane)
+                for worker in crew:
+                    worker.wait()
             except BaseException as error:
                 ended.append(error)
-                for thread, over in crew:
-                    if thread.ident is not None:
-                        over.wait()
+                for worker in crew:
+                    worker.wait()
     finally:
         torch.set_num_threads(threads)
+        _IDLE.extend(crew)
+
+
+class _Worker:
+    """A thread that stays when its work is done, since a new one would be given memory of its own by malloc.
+
+    It is one that no end of the interpreter waits for.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="distilbeam-lane", daemon=True).start()
+
+    @classmethod
+    def idle(cls) -> _Worker:
+        """One that has nothing to do, a new one if need be."""
+        try:
+            return _IDLE.pop()
+        except IndexError:
+            return cls()
+
+    def begin(self, task: Callable[[], object]) -> None:
+        self._tasks.put(task)
+
+    def wait(self) -> None:
+        """Wait until all is done that was begun."""
+        # No join: one that was interrupted takes a thread that runs for one that has ended.
+        over = threading.Event()
+        self._tasks.put(over.set)
+        over.wait()
+
+    def _work(self) -> None:
+        while True:
+            self._tasks.get()()
+
+
+_IDLE: list[_Worker] = []
+# A process that was forked has not got the threads.
+os.register_at_fork(after_in_child=_IDLE.clear)

@@ -92,7 +92,7 @@ def test_what_goes_wrong_around_the_work_is_raised(monkeypatch: pytest.MonkeyPat
 
 
 INTERRUPTED = """
-import os, signal, sys, threading, time
+import os, signal, time
 from collections import deque
 from distilbeam.transforms.distilbert.lanes import in_lanes
 
@@ -106,7 +106,9 @@ items = deque(range(100))
 try:
     in_lanes(items, work, 2, 2)
 except KeyboardInterrupt:
-    print(len(items) > 80, [thread.name for thread in threading.enumerate()])
+    left = len(items)
+    time.sleep(1)
+    print(left > 80, len(items) == left)
 """
 OUTLIVING = """
 import threading, time
@@ -123,12 +125,50 @@ threading.Thread(target=late).start()
 """
 
 
+FORKED = """
+import os
+from collections import deque
+from distilbeam.transforms.distilbert.lanes import in_lanes
+
+def run():
+    items = deque(range(10))
+    in_lanes(items, lambda item: None, 2, 2)
+    return len(items)
+
+run()
+child = os.fork()
+left = run()
+if not child:
+    os._exit(left)
+print("left", left, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 @pytest.mark.parametrize(
-    ("code", "said"), [(INTERRUPTED, "True ['MainThread']\n"), (OUTLIVING, "left 0\n")], ids=["interrupt", "outlive"]
+    ("code", "said"),
+    [(INTERRUPTED, "True True\n"), (OUTLIVING, "left 0\n"), (FORKED, "left 0 0\n")],
+    ids=["interrupt", "outlive", "fork"],
 )
 def test_lanes_end_with_the_call(code: str, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
     assert (done.returncode, done.stdout) == (0, said), done.stderr
+
+
+def test_threads_are_used_again() -> None:
+    def names() -> set[int]:
+        seen: set[int] = set()
+        together = threading.Barrier(3, timeout=20)
+
+        def work(item: int) -> None:
+            together.wait()
+            seen.add(threading.get_ident())
+
+        in_lanes(deque(range(3)), work, 3, 3)
+        return seen
+
+    first = names()
+    assert len(first) == 3
+    assert names() == first
 
 
 @given(
