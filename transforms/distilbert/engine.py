@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from distilbeam.transforms.batching import micro_batches
-from distilbeam.transforms.errors import CheckpointError
+from distilbeam.transforms.errors import CheckpointError, DistilbeamError
 from distilbeam.transforms.halving import find_failing
 from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.tokenization import Tokens
@@ -48,7 +48,7 @@ _FILLED_TO = 64
 
 # How allocators put it whose errors have no class of their own.
 _OUT_OF_MEMORY = re.compile(
-    r"can't allocate memory|out of memory|bad_alloc|ALLOC_FAILED|could not create a (primitive|memory)", re.I
+    r"can(no|')t allocate memory|out of memory|bad_alloc|ALLOC_FAILED|could not create a (primitive|memory)", re.I
 )
 
 
@@ -138,10 +138,18 @@ class Engine:
         self._fitted = 0  # tokens of the largest micro-batch that came through
         if on_cpu and compute.threads != torch.get_num_threads():
             torch.set_num_threads(compute.threads)
-        self._weights = Weights(checkpoint, self._device, _arithmetic(compute, checkpoint.config))
-        self._encoder = PackedEncoder(self._weights, checkpoint.config)
-        if compute.dtype == "int8":
-            quantize(self._encoder, checkpoint.config)
+        try:
+            self._weights = Weights(checkpoint, self._device, _arithmetic(compute, checkpoint.config))
+            self._encoder = PackedEncoder(self._weights, checkpoint.config)
+            if compute.dtype == "int8":
+                quantize(self._encoder, checkpoint.config)
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise DistilbeamError(
+                f"the memory is too small to load {checkpoint.id} on {compute.device} in {compute.dtype}; give the "
+                "worker more, or take a smaller model"
+            ) from error
         self._streams = Streams(self._device, self._lanes)
         self._head: ClassificationHead | None = None
         self._lock = threading.Lock()

@@ -19,7 +19,7 @@ from distilbeam.transforms.distilbert.checkpoint import Checkpoint
 from distilbeam.transforms.distilbert.compute import Compute, choose_compute
 from distilbeam.transforms.distilbert.engine import Engine
 from distilbeam.transforms.distilbert.pooling import pool
-from distilbeam.transforms.errors import CheckpointError
+from distilbeam.transforms.errors import CheckpointError, DistilbeamError
 from distilbeam.transforms.tokenization import Tokens
 from tests.checkpoints import DIM, Checkpoints
 
@@ -54,6 +54,31 @@ def test_outputs_are_hugging_faces_in_the_order_of_the_rows(
     assert result.scores is not None
     assert result.scores.dtype == np.float32
     assert np.abs(result.scores - hugging_face.logits(folder, ragged).softmax(1).numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory",
+        "unable to mmap 267832560 bytes from file </models/model.safetensors>: Cannot allocate memory (12)",
+        "CUDA out of memory. Tried to allocate 90.00 MiB",
+    ],
+)
+def test_a_model_that_does_not_fit_is_said_in_one_sentence(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(engine_module, "PackedEncoder", full)
+    with pytest.raises(DistilbeamError, match=r"memory is too small to load .* on cpu in float32"):
+        Engine(Checkpoint.open(checkpoints.bare), FLOAT32)
+
+
+def test_what_else_fails_while_loading_is_raised(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "PackedEncoder", lambda *_: {}["no such weight"])
+    with pytest.raises(KeyError):
+        Engine(Checkpoint.open(checkpoints.bare), FLOAT32)
 
 
 def test_nothing_is_computed_that_is_not_asked(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
