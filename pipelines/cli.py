@@ -10,8 +10,8 @@ import sys
 import threading
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options: Namespace | None = None
     try:
-        options, flags = parse(sys.argv[1:] if argv is None else argv)
-        _quieten(options.log_level, flags)
+        with _silent():
+            options, flags = parse(sys.argv[1:] if argv is None else argv)
+            _quieten(options.log_level, flags)
         return _COMMANDS.get(options.command, _job)(options, flags)
     except BrokenPipeError:
         # Whoever read our output, such as `head`, has seen enough.
@@ -220,6 +221,17 @@ def _types(pairs: Sequence[str] | None) -> dict[str, str] | None:
         if not all(pair.partition("=")):
             raise SettingsError(f"--types takes NAME=TYPE, such as stars=int64, not {pair!r}")
     return {name: kind for name, _, kind in (pair.partition("=") for pair in pairs)} if pairs else None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep back what Beam says while it is imported, for its options, of optional parts that are not installed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _quieten(level: str, flags: Sequence[str]) -> None:

@@ -292,6 +292,15 @@ def test_our_error_comes_back_from_a_worker_process(
     assert len(re.findall(r"^distilbeam: error: .*'body'", err, re.M)) == 1
 
 
+def test_options_of_beam_add_nothing_to_what_is_said(model: str, corpus: str, tmp_path: Path) -> None:
+    command = job("tokenize", model, corpus, tmp_path / "out", "--progress", "none", "--direct_num_workers=1")
+    # In a fresh process, where Beam is not imported yet.
+    done = subprocess.run([SCRIPT, *command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert len(done.stderr.splitlines()) == 0
+
+
 def test_runners_are_chosen_by_their_option(model: str, corpus: str, tmp_path: Path) -> None:
     assert main(job("tokenize", model, corpus, tmp_path / "a", "--quiet", "--runner", "DirectRunner")) == 0
     assert main(job("tokenize", model, corpus, tmp_path / "b", "--quiet", "--runner=FnApiRunner")) == 0
