@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -202,7 +202,7 @@ class Encoder:
             "tokenizer_sha256": checkpoint.tokenizer_sha256,
             "settings": spec.settings(checkpoint.name, self._settings.dtype),
             "effective": self._effective(spec),
-            "compute": asdict(self.engine.compute) if compute and spec.needs_encoder else None,
+            "compute": self.engine.description if compute and spec.needs_encoder else None,
             "version": __version__,
         }
 

@@ -8,8 +8,9 @@ import re
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -123,11 +124,16 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class Engine:
-    """One loaded model. Safe to call from several threads, which take turns."""
+    """One loaded model. Safe to call from several threads, which take turns.
+
+    Attributes:
+        description: what it computes on and in, as JSON: that of ``compute``, and how much of it is in int8.
+    """
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute, token_budget: int | None = None) -> None:
         self.checkpoint = checkpoint
         self.compute = compute
+        self.description: dict[str, Any] = asdict(compute)
         on_cpu = compute.device == "cpu"
         self._device = torch.device(compute.device)
         self._lanes = compute.threads if on_cpu else _STREAMS
@@ -142,7 +148,7 @@ class Engine:
             self._weights = Weights(checkpoint, self._device, _arithmetic(compute, checkpoint.config))
             self._encoder = PackedEncoder(self._weights, checkpoint.config)
             if compute.dtype == "int8":
-                quantize(self._encoder, checkpoint.config)
+                self.description |= quantize(self._encoder, checkpoint.config)
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise

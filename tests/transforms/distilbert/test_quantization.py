@@ -157,6 +157,10 @@ def test_all_engines_settle_alike_and_come_near(
     told = [record.getMessage() for record in caplog.records if "linear layers" in record.getMessage()]
     assert told[0] == told[1]
     assert told[0].startswith("int8 in 8 of 8 ")
+    assert engines[0].description == {
+        **{"device": "cpu", "dtype": "int8", "threads": 1},
+        **{"int8_layers": 8, "linear_layers": 8, "weight_bits": 8 if most() == 127 else 7},
+    }
     assert len(errors) == 16
     assert errors[:8] == errors[8:]
     first, second = (engine.run(tokens, ("mean",), True) for engine in engines)
