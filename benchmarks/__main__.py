@@ -12,8 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from distilbeam.transforms import DistilbeamError
+from distilbeam.transforms.distilbert.compute import choose_compute
+from distilbeam.transforms.encoder import EngineSettings
 
 from .checkpoint import SHAPES, save_random
+from .peers import PEERS
 from .report import Report, write_json
 
 __all__ = ["main"]
@@ -78,8 +81,8 @@ def _run(options: argparse.Namespace) -> Report:
 
 def _check(options: argparse.Namespace) -> None:
     """Fail before anything is measured."""
-    if options.plot and find_spec("matplotlib") is None:
-        raise _Wrong("--plot needs matplotlib: pip install matplotlib")
+    if options.plot:
+        _check_plot(options.plot)
     if options.benchmark == "gpu":
         import torch
 
@@ -87,6 +90,23 @@ def _check(options: argparse.Namespace) -> None:
             raise _Wrong("gpu needs a CUDA device, and torch finds none here; roofline and peers run on the CPU")
     if options.model and not (Path(options.model) / "config.json").is_file():
         raise _Wrong(f"--model is {options.model!r}, which is no folder with a config.json; give a local checkpoint")
+    for dtype in [options.dtype] if isinstance(options.dtype, str) else options.dtype:
+        EngineSettings(options.device, dtype, options.threads, options.token_budget)
+        choose_compute(options.device, dtype, options.threads)
+    only = getattr(options, "only", None) or ()
+    for name in only:
+        if not any(peer.name.startswith(name) for peer in PEERS):
+            raise _Wrong(f"--only {name!r} is the beginning of no peer; there are {', '.join(p.name for p in PEERS)}")
+
+
+def _check_plot(path: Path) -> None:
+    if find_spec("matplotlib") is None:
+        raise _Wrong("--plot needs matplotlib: pip install matplotlib")
+    from matplotlib.figure import Figure
+
+    endings = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in endings:
+        raise _Wrong(f"--plot is {str(path)!r}; its ending must be one of {', '.join(endings)}")
 
 
 def _tell(line: str) -> None:
@@ -140,6 +160,7 @@ def _add_corpus(command: argparse.ArgumentParser, name: str) -> None:
 
 def _add_scaling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="auto", metavar="T", help="that we compute in (default auto)")
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     command.add_argument(
         "--rows", type=_count, nargs="+", default=[1000, 10_000], metavar="N", help="row counts (default 1000 10000)"
     )

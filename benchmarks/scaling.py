@@ -98,15 +98,15 @@ def scaling(options: Namespace, folder: Path, tell: Callable[[str], object] = pr
     """Run every job ``repeats`` times, in turns, each in a process of its own.
 
     Args:
-        options: those of ``jobs``, and ``model``, ``shape``, ``seed``, ``repeats``, ``dtype``, ``threads``,
-            ``token_budget``.
+        options: those of ``jobs``, and ``model``, ``shape``, ``seed``, ``repeats``, ``device``, ``dtype``,
+            ``threads``, ``token_budget``.
         folder: an empty folder for what is written.
         tell: is told what runs.
     """
     machine = describe()
     model = Path(options.model) if options.model else save_random(folder / options.shape, SHAPES[options.shape])
     wanted = list(jobs(options))
-    compute = {"dtype": options.dtype, "threads": options.threads, "token_budget": options.token_budget}
+    compute = {name: getattr(options, name) for name in ("device", "dtype", "threads", "token_budget")}
     inputs = {}
     for number, job in enumerate(wanted):
         tell(f"writing the input for {job.axis} {job.name}")
@@ -122,6 +122,7 @@ def scaling(options: Namespace, folder: Path, tell: Callable[[str], object] = pr
         "rows where they do not vary": options.at,
         "seed": options.seed,
         "repeats": options.repeats,
+        "device": options.device,
         "dtype": options.dtype,
         "threads": options.threads,
         "token budget": options.token_budget,

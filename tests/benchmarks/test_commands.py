@@ -130,6 +130,25 @@ def test_the_commands_of_the_docs_are_understood() -> None:
         _parser().parse_args(shlex.split(command, comments=True))
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["scaling", "--dtype", "foo"], "dtype is 'foo'"),
+        (["roofline", "--dtype", "float32", "float16"], "float16"),
+        (["roofline", "--plot", "x.foo"], "'x.foo'; its ending must be one of"),
+        (["peers", "--only", "nothing"], "'nothing' is the beginning of no peer"),
+    ],
+)
+def test_wrong_settings_are_one_sentence_before_anything_runs(
+    command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, *FEW]) == 2
+    found = capsys.readouterr()
+    assert not found.out
+    assert said in found.err
+    assert found.err.count("\n") == 1
+
+
 def test_a_model_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["roofline", "--model", "no/such/folder"]) == 2
     assert "no/such/folder" in capsys.readouterr().err
