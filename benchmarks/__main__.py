@@ -25,7 +25,7 @@ _ABOUT = {
     "roofline": "the ceiling of matrix products, and our fraction of it",
     "peers": "the same corpus and weights through other libraries",
     "scaling": "peak memory and rate over rows, repeated texts, features and document length",
-    "gpu": "roofline and peers on CUDA",
+    "gpu": "roofline, peers and the ways of attention on CUDA",
 }
 _ROWS = {"roofline": 64, "peers": 32, "gpu": 4096}
 

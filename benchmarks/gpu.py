@@ -24,16 +24,20 @@ def gpu(model: Path, corpus: Corpus, options: Namespace, folder: Path, tell: Cal
     """All on ``options.device``; see ``roofline`` and ``compare`` for the arguments."""
     first = roofline(model, corpus, options, folder / "roofline", tell)
     second = compare(model, corpus, options, folder / "peers", tell)
-    shape, compute = read_shape(model), choose_compute(options.device, options.dtype[0])
-    ways = compare_attention(
-        Encoder.load(str(model)).tokenize(corpus.texts).lengths,
-        shape.n_heads,
-        shape.dim,
-        device=compute.device,
-        dtype=compute.dtype,
-        token_budget=options.token_budget or GPU_TOKENS,
-        repeats=options.repeats,
-        tell=tell,
-    )
+    shape, lengths = read_shape(model), Encoder.load(str(model)).tokenize(corpus.texts).lengths
+    ways = [
+        row
+        for dtype in options.dtype
+        for row in compare_attention(
+            lengths,
+            shape.n_heads,
+            shape.dim,
+            device=options.device,
+            dtype=choose_compute(options.device, dtype).dtype,
+            token_budget=options.token_budget or GPU_TOKENS,
+            repeats=options.repeats,
+            tell=tell,
+        )
+    ]
     rows = first.rows + [row for row in second.rows if row.group == TITLE] + ways
     return replace(first, benchmark="gpu", rows=rows, notes=list(dict.fromkeys(first.notes + second.notes)))

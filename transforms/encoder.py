@@ -202,7 +202,7 @@ class Encoder:
             "tokenizer_sha256": checkpoint.tokenizer_sha256,
             "settings": spec.settings(checkpoint.name, self._settings.dtype),
             "effective": self._effective(spec),
-            "compute": self.engine.description if compute and spec.needs_encoder else None,
+            "compute": dict(self.engine.description) if compute and spec.needs_encoder else None,
             "version": __version__,
         }
 

@@ -112,7 +112,8 @@ def test_the_summary_is_what_a_recount_of_the_output_gives(
 ) -> None:
     out = tmp_path / "out"
     features = ["--features", "embedding", "label", "score", "scores", "input_ids"]
-    assert main(job("featurize", model, corpus, out, *features, "--id", "id")) == 0
+    # Where bfloat16 is computed in, micro-batches are filled up, which counts as padding.
+    assert main(job("featurize", model, corpus, out, *features, "--id", "id", "--dtype", "float32")) == 0
     told, _ = capsys.readouterr()
     table = pd.read_parquet(out)
     lines = told.splitlines()
@@ -297,8 +298,7 @@ def test_options_of_beam_add_nothing_to_what_is_said(model: str, corpus: str, tm
     # In a fresh process, where Beam is not imported yet.
     done = subprocess.run([SCRIPT, *command], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
-    assert len(done.stderr.splitlines()) == 0
+    assert done.stderr == ""
 
 
 def test_runners_are_chosen_by_their_option(model: str, corpus: str, tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from torch.nn import functional
 
 from .packed import Packed
 
-__all__ = ["Attention", "attend_by_rows", "attend_by_runs", "choose_attention", "is_right_by_rows"]
+__all__ = ["Attention", "attend_at_once", "attend_by_runs", "choose_attention", "is_right_at_once"]
 
 _log = logging.getLogger(__name__)
 
 # Queries, keys and values of all tokens, [tokens, 3 * dim], their rows and the number of heads; gives [tokens, dim].
 Attention: TypeAlias = Callable[[torch.Tensor, Packed, int], torch.Tensor]
 
+_LEAST_CAPABILITY = (8, 0)  # Ampere
 _TRIAL_LENGTHS = (1, 2, 2, 17, 64, 130)
 _TOLERANCE = 0.05  # of values of about 1 in 16 bits
 
@@ -36,23 +37,33 @@ def attend_by_runs(qkv: torch.Tensor, packed: Packed, heads: int) -> torch.Tenso
         query, key, value = qkv[start:stop].view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value)
         out[start:stop].view(rows, length, heads, -1).copy_(attended.transpose(1, 2))
-    out[stop:].zero_()
+    if stop < tokens:
+        out[stop:].zero_()
     return out
 
 
-def attend_by_rows(qkv: torch.Tensor, packed: Packed, heads: int) -> torch.Tensor:
-    """Softmax attention in one kernel for rows of any lengths, on GPUs in 16 bits (Dao et al. 2022, FlashAttention)."""
+def attend_at_once(qkv: torch.Tensor, packed: Packed, heads: int, *, split: bool = False) -> torch.Tensor:
+    """Softmax attention in one kernel for rows of any lengths, on GPUs in 16 bits (Dao et al. 2022, FlashAttention).
+
+    Args:
+        qkv: queries, keys and values, [tokens, 3 * dim].
+        packed: the rows; nothing may be filled up.
+        heads: of the model.
+        split: whether the kernel may divide the keys of a row as the rows beside it suggest, which changes the last
+            bits of what a row gives; then torch also takes cuDNN's kernel where that is to be had.
+    """
     from torch.nn.attention import varlen
 
     query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)
     offsets, longest = packed.offsets, packed.longest
-    attended = varlen.varlen_attn(query, key, value, offsets, offsets, longest, longest, **_unsplit())
+    settings = {} if split else _keys_in_one_piece()
+    attended = varlen.varlen_attn(query, key, value, offsets, offsets, longest, longest, **settings)
     return cast(torch.Tensor, attended).reshape(len(qkv), -1)
 
 
 @functools.cache
-def _unsplit() -> dict[str, Any]:
-    """What lets the kernel take the keys of a row in one piece, so that a row does not depend on those beside it."""
+def _keys_in_one_piece() -> dict[str, Any]:
+    """The setting of this torch with which a row does not depend on those beside it, if there is one."""
     from torch.nn.attention import varlen
 
     known = "num_splits" in inspect.signature(varlen.varlen_attn).parameters and torch.version.hip is None
@@ -61,21 +72,27 @@ def _unsplit() -> dict[str, Any]:
 
 def choose_attention(device: torch.device, dtype: torch.dtype, heads: int, dim: int) -> Attention:
     """The way that is fastest here and right: one kernel for all rows where torch has one, else by runs."""
-    fits = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    return attend_by_rows if fits and is_right_by_rows(device, dtype, heads, dim) else attend_by_runs
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return attend_by_runs
+    # Asked first, since to import torch's module takes seconds.
+    if torch.cuda.get_device_capability(device) < _LEAST_CAPABILITY:
+        return attend_by_runs
+    return attend_at_once if is_right_at_once(device, dtype, heads, dim) else attend_by_runs
 
 
-def is_right_by_rows(device: torch.device, dtype: torch.dtype, heads: int, dim: int) -> bool:
+def is_right_at_once(device: torch.device, dtype: torch.dtype, heads: int, dim: int) -> bool:
     """Whether torch has a kernel for all rows here, and it gives what attention by runs gives."""
     lengths = np.array(_TRIAL_LENGTHS, dtype=np.int64)
     packed = Packed.build(np.zeros(lengths.sum(), dtype=np.int32), lengths, device)
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(len(packed.ids), 3 * dim, generator=generator).to(device, dtype)
     try:
-        found = attend_by_rows(qkv, packed, heads)
+        found = attend_at_once(qkv, packed, heads)
         error = float((found - attend_by_runs(qkv, packed, heads)).abs().max())
-    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as failure:
-        _log.info("attention runs by rows of equal length: torch has no kernel here (%s)", type(failure).__name__)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as failure:  # of operators that not every torch has, and that check in many ways
+        _log.info("attention runs by rows of equal length: no kernel here (%s: %s)", type(failure).__name__, failure)
         return False
     if not error <= _TOLERANCE:
         _log.warning("attention runs by rows of equal length: torch's kernel errs by %.3g here", error)

@@ -7,7 +7,8 @@ import logging
 import re
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from .checkpoint import Checkpoint, ModelConfig
 from .compute import Compute, cpu_has_bfloat16
 from .encoder import PackedEncoder
 from .heads import ClassificationHead
-from .lanes import in_lanes, share
+from .lanes import LEAST_OF_A_CORE, in_lanes, share
 from .linear import RoundedLinear, exact_linear
 from .packed import Packed
 from .pooling import pool
@@ -44,6 +45,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 # On a GPU: while one micro-batch is computed, the next is prepared and sent, and what the last gave is taken away.
 _STREAMS = 2
+_LEAST_OF_A_GPU = 4096  # tokens; with fewer its cores are not filled, and Python takes longer than they do
 # On CPUs that compute in bfloat16 oneDNN takes tens of milliseconds for every number of tokens that it has not met.
 _FILLED_TO = 64
 
@@ -97,11 +99,11 @@ class _Work:
             LIVE.add(rows=int(repeats.sum()), tokens=tokens, slots=tokens)
 
 
-def _arithmetic(compute: Compute, config: ModelConfig) -> Arithmetic:
+def _arithmetic(compute: Compute, device: torch.device, config: ModelConfig) -> Arithmetic:
     """The fastest that is as exact as the dtype."""
     if compute.device != "cpu":
         dtype = _DTYPES[compute.dtype]
-        attention = choose_attention(torch.device(compute.device), dtype, config.n_heads, config.dim)
+        attention = choose_attention(device, dtype, config.n_heads, config.dim)
         return Arithmetic(dtype, dtype, attention=attention)
     has_bfloat16 = cpu_has_bfloat16()
     multiple = _FILLED_TO if has_bfloat16 and compute.dtype != "float32" else 1
@@ -127,7 +129,7 @@ class Engine:
     """One loaded model. Safe to call from several threads, which take turns.
 
     Attributes:
-        description: what it computes on and in, as JSON: that of ``compute``, and how much of it is in int8.
+        description: what it computes on and in, as JSON: that of ``compute``, and what was settled while loading.
     """
 
     def __init__(self, checkpoint: Checkpoint, compute: Compute, token_budget: int | None = None) -> None:
@@ -136,6 +138,9 @@ class Engine:
         self.description: dict[str, Any] = asdict(compute)
         on_cpu = compute.device == "cpu"
         self._device = torch.device(compute.device)
+        if not on_cpu and self._device.index is None:
+            # Once, since other threads may stand on other devices.
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._lanes = compute.threads if on_cpu else _STREAMS
         # Enough tokens to fill the matrix units, few enough to stay in the caches of a CPU.
         self._token_budget = token_budget or (32768 if not on_cpu else 2048 if self._lanes == 1 else 1024)
@@ -144,22 +149,31 @@ class Engine:
         self._fitted = 0  # tokens of the largest micro-batch that came through
         if on_cpu and compute.threads != torch.get_num_threads():
             torch.set_num_threads(compute.threads)
-        try:
-            self._weights = Weights(checkpoint, self._device, _arithmetic(compute, checkpoint.config))
+        with self._loading():
+            arithmetic = _arithmetic(compute, self._device, checkpoint.config)
+            self._weights = Weights(checkpoint, self._device, arithmetic)
             self._encoder = PackedEncoder(self._weights, checkpoint.config)
             if compute.dtype == "int8":
                 self.description |= quantize(self._encoder, checkpoint.config)
+            if not on_cpu:
+                self.description["attention"] = arithmetic.attention.__name__
+            self._streams = Streams(self._device, self._lanes)
+        self._head: ClassificationHead | None = None
+        self._lock = threading.Lock()
+        _log.info("%s runs on %s in %s with %d threads", checkpoint.id, compute.device, compute.dtype, compute.threads)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        try:
+            with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+                yield
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
             raise DistilbeamError(
-                f"the memory is too small to load {checkpoint.id} on {compute.device} in {compute.dtype}; give the "
-                "worker more, or take a smaller model"
+                f"the memory is too small to load {self.checkpoint.id} on {self.compute.device} in "
+                f"{self.compute.dtype}; give the worker more, or take a smaller model"
             ) from error
-        self._streams = Streams(self._device, self._lanes)
-        self._head: ClassificationHead | None = None
-        self._lock = threading.Lock()
-        _log.info("%s runs on %s in %s with %d threads", checkpoint.id, compute.device, compute.dtype, compute.threads)
 
     def run(self, tokens: Tokens, pooling: Sequence[str] = (), classify: bool = False) -> Result:
         """Run the encoder once over all rows; over rows of equal tokens once for all of them.
@@ -193,9 +207,10 @@ class Engine:
                 # Before the loop, where a failure would count against the rows.
                 self._classifier()
             pending, lanes = self._divided(tokens.lengths, distinct), self._lanes
+            threads = self.compute.threads if self._device.type == "cpu" else torch.get_num_threads()
             while pending:
                 try:
-                    in_lanes(pending, partial(self._run_or_halve, work), self._lanes, self.compute.threads)
+                    in_lanes(pending, partial(self._run_or_halve, work), self._lanes, threads)
                 except _TooLargeError:
                     if self._lanes > 1:
                         _log.warning("out of memory on %s: passes run one by one from here on", self.compute.device)
@@ -211,7 +226,9 @@ class Engine:
     def _divided(self, lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> deque[npt.NDArray[np.int64]]:
         """Some rows as micro-batches; int64[n] each, their positions."""
         lengths = lengths[rows]
-        return deque(rows[part] for part in micro_batches(lengths, share(lengths, self._token_budget, self._lanes)))
+        least = LEAST_OF_A_CORE if self._device.type == "cpu" else _LEAST_OF_A_GPU
+        budget = share(lengths, self._token_budget, self._lanes, least)
+        return deque(rows[part] for part in micro_batches(lengths, budget))
 
     def _run_or_halve(self, work: _Work, batch: npt.NDArray[np.int64]) -> None:
         def attempt(rows: npt.NDArray[np.int64]) -> tuple[str, str] | None:
@@ -300,7 +317,7 @@ class Engine:
         self, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], pooling: Sequence[str], *, classify: bool
     ) -> tuple[dict[str, npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]:
         """One pass: pooled vectors by mode, float32[rows, dim], and scores, float32[rows, classes]."""
-        with self._streams.one():
+        with self._streams.borrowed():
             packed = Packed.build(ids, lengths, self._device, self._weights.arithmetic.multiple)
             hidden = self._encoder(packed)
             outputs = [pool(hidden, packed, mode) for mode in pooling]
@@ -315,5 +332,6 @@ class Engine:
         if self._head is None:
             if not self.checkpoint.labels:
                 raise CheckpointError(f"{self.checkpoint.folder} has no classification head")
-            self._head = ClassificationHead(self._weights, multi_label=self.checkpoint.multi_label)
+            with self._loading():
+                self._head = ClassificationHead(self._weights, multi_label=self.checkpoint.multi_label)
         return self._head

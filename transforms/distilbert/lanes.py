@@ -1,7 +1,8 @@
-"""Passes of the model side by side on a CPU, each on a core or more of its own."""
+"""Passes of the model side by side: on a CPU each on a core or more of its own, on a GPU each in a stream."""
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -15,29 +16,32 @@ import torch
 
 from distilbeam.transforms.watchdog import WATCHDOG
 
-__all__ = ["in_lanes", "share"]
+__all__ = ["LEAST_OF_A_CORE", "in_lanes", "share"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 # A shorter pass spends more on its calls than it gains from being alone on its core.
-_LEAST = 256
+LEAST_OF_A_CORE = 256
 # After so many micro-batches it matters little that a lane has one more to do than another.
 _MANY = 4
 
 
-def share(lengths: npt.NDArray[np.int64], token_budget: int, lanes: int) -> int:
+def share(lengths: npt.NDArray[np.int64], token_budget: int, lanes: int, least: int = LEAST_OF_A_CORE) -> int:
     """Tokens for a micro-batch, ``token_budget`` at most, of which about equally many come to every lane.
 
     Args:
         lengths: int64[rows], tokens in each row.
         token_budget: tokens in a micro-batch, at least 1.
         lanes: how many work side by side.
+        least: tokens that are not worth being divided.
     """
     tokens = int(lengths.sum())
     rounds = -(-tokens // (token_budget * lanes))
     if lanes == 1 or not 0 < rounds < _MANY:
         return token_budget
-    return min(token_budget, max(_LEAST, -(-tokens // (rounds * lanes))))
+    return min(token_budget, max(least, -(-tokens // (rounds * lanes))))
 
 
 def in_lanes(items: deque[T], work: Callable[[T], None], lanes: int, threads: int) -> None:
@@ -112,9 +116,10 @@ def _side_by_side(work_off: Callable[[], None], lanes: int, threads: int, ended:
                 ended.append(error)
                 for worker in crew:
                     worker.wait()
+            # One that was not waited for, since that was interrupted too, may still be busy.
+            _IDLE.extend(crew)
     finally:
         torch.set_num_threads(threads)
-        _IDLE.extend(crew)
 
 
 class _Worker:
@@ -147,7 +152,10 @@ class _Worker:
 
     def _work(self) -> None:
         while True:
-            self._tasks.get()()
+            try:
+                self._tasks.get()()
+            except BaseException as error:  # else the next task would wait for ever
+                _log.error("a thread of a lane met %s", type(error).__name__)
 
 
 _IDLE: list[_Worker] = []

@@ -6,7 +6,7 @@ import torch
 
 from .packed import Packed
 
-__all__ = ["pool", "pool_by_rows", "pool_by_runs"]
+__all__ = ["pool", "pool_at_once", "pool_by_runs"]
 
 
 def pool(hidden: torch.Tensor, packed: Packed, mode: str) -> torch.Tensor:
@@ -23,7 +23,7 @@ def pool(hidden: torch.Tensor, packed: Packed, mode: str) -> torch.Tensor:
     if mode == "cls":
         return hidden.index_select(0, packed.starts).float()
     # On a GPU every call has its price, on a CPU the one call for all rows is many times slower.
-    return (pool_by_rows if hidden.is_cuda else pool_by_runs)(hidden, packed, mode)
+    return (pool_at_once if hidden.is_cuda else pool_by_runs)(hidden, packed, mode)
 
 
 def pool_by_runs(hidden: torch.Tensor, packed: Packed, mode: str) -> torch.Tensor:
@@ -35,7 +35,6 @@ def pool_by_runs(hidden: torch.Tensor, packed: Packed, mode: str) -> torch.Tenso
     return torch.cat(pooled)
 
 
-def pool_by_rows(hidden: torch.Tensor, packed: Packed, mode: str) -> torch.Tensor:
+def pool_at_once(hidden: torch.Tensor, packed: Packed, mode: str) -> torch.Tensor:
     """``mean`` or ``max``, in one call for rows of any lengths."""
-    # Unchecked, since a check of the offsets would wait for the device.
-    return torch.segment_reduce(hidden.float(), mode, offsets=packed.offsets, axis=0, unsafe=True)
+    return torch.segment_reduce(hidden.float(), mode, offsets=packed.offsets, axis=0)

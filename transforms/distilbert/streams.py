@@ -1,4 +1,4 @@
-"""CUDA streams: micro-batches side by side on a GPU, so that it never waits for a copy or for Python."""
+"""CUDA streams: micro-batches side by side on a GPU, which within a run waits neither for copies nor for Python."""
 
 from __future__ import annotations
 
@@ -21,21 +21,24 @@ class Streams:
 
     def __init__(self, device: torch.device, count: int) -> None:
         self._device = device
-        self._free: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
-        for _ in range(count if device.type == "cuda" else 0):
-            self._free.put(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        # The last that was given back is lent first, so that one that is not needed takes no memory.
+        self._free: queue.LifoQueue[torch.cuda.Stream] = queue.LifoQueue()
+        if device.type == "cuda":
+            # The weights were put there in another stream.
+            torch.cuda.current_stream(device).synchronize()
+            for _ in range(count):
+                self._free.put(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def borrowed(self) -> Iterator[None]:
         """What the calling thread does on the GPU is done in a stream that no other has; waits until one is free."""
         if self._device.type != "cuda":
             yield
             return
         stream = self._free.get()
         try:
-            # In which the weights were put there.
-            stream.wait_stream(torch.cuda.default_stream(self._device))
-            with torch.cuda.stream(stream):
+            # A stream alone would, at its end, make a context on the first GPU in threads that have none.
+            with torch.cuda.device(self._device), torch.cuda.stream(stream):
                 yield
         finally:
             self._free.put(stream)

@@ -27,8 +27,8 @@ class Arithmetic:
         hidden: dtype of hidden states, and of all that is no linear layer.
         weights: dtype that the weights of its linear layers are read in.
         linear: makes such a layer of weight, [out, in], and bias, [out].
-        attention: between its layers.
-        multiple: of which the number of tokens in a micro-batch is made.
+        attention: between the tokens of a row.
+        multiple: micro-batches are filled up to a multiple of so many tokens.
     """
 
     hidden: torch.dtype

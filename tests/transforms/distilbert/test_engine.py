@@ -6,6 +6,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,37 @@ def test_what_else_fails_while_loading_is_raised(checkpoints: Checkpoints, monke
     monkeypatch.setattr(engine_module, "PackedEncoder", lambda *_: {}["no such weight"])
     with pytest.raises(KeyError):
         Engine(Checkpoint.open(checkpoints.bare), FLOAT32)
+
+
+def test_all_of_a_pass_is_done_in_its_stream(
+    checkpoints: Checkpoints, ragged: list[list[int]], as_tokens: AsTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(Checkpoint.open(checkpoints.classifier), replace(FLOAT32, threads=2), token_budget=100)
+    inside, done = threading.local(), []
+
+    class Recording:
+        @contextmanager
+        def borrowed(self) -> Iterator[None]:
+            inside.yes = True
+            yield
+            inside.yes = False
+
+    def seen(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            done.append((name, getattr(inside, "yes", False)))
+            return original(*arguments)
+
+        return called
+
+    monkeypatch.setattr(engine, "_streams", Recording())
+    monkeypatch.setattr(engine, "_encoder", seen("encoder", engine._encoder))
+    monkeypatch.setattr(engine, "_head", seen("head", engine._classifier()))
+    monkeypatch.setattr(engine_module, "pool", seen("pool", pool))
+    monkeypatch.setattr(engine_module, "fetched", seen("fetched", engine_module.fetched))
+    engine.run(as_tokens(ragged), ("mean",), classify=True)
+    assert {name for name, _ in done} == {"encoder", "head", "pool", "fetched"}
+    assert len(done) > 12
+    assert all(within for _, within in done)
 
 
 def test_nothing_is_computed_that_is_not_asked(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:

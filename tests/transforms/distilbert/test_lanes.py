@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilbeam.transforms.batching import micro_batches
-from distilbeam.transforms.distilbert.lanes import in_lanes, share
+from distilbeam.transforms.distilbert.lanes import _Worker, in_lanes, share
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,7 @@ def test_threads_are_used_again() -> None:
 
         def work(item: int) -> None:
             together.wait()
-            seen.add(threading.get_ident())
+            seen.add(threading.get_native_id())  # which, unlike the other, no later thread is given
 
         in_lanes(deque(range(3)), work, 3, 3)
         return seen
@@ -169,6 +169,16 @@ def test_threads_are_used_again() -> None:
     first = names()
     assert len(first) == 3
     assert names() == first
+
+
+def test_a_thread_outlives_what_goes_wrong_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise MemoryError
+
+    worker = _Worker.idle()
+    worker.begin(broken)
+    worker.wait()
+    assert "MemoryError" in caplog.text
 
 
 @given(
@@ -190,3 +200,4 @@ def test_a_little_work_is_shared_by_all_lanes() -> None:
         assert {int(short[part].sum()) for part in parts} == {4096 // lanes}
     assert share(short[:4], 4096, 8) == 256, "what takes no time stays together"
     assert share(np.full(100_000, 16), 1024, 2) == 1024
+    assert share(short, 8192, 2, least=5000) == 5000, "nor what is not worth it elsewhere"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distilbeam.transforms.distilbert.packed import Packed
-from distilbeam.transforms.distilbert.pooling import pool, pool_by_rows
+from distilbeam.transforms.distilbert.pooling import pool, pool_at_once, pool_by_runs
 
 LENGTHS = [3, 3, 1, 7, 2, 2, 2, 5, 1, 1]
 
@@ -29,8 +29,16 @@ def test_pooling_is_that_of_masked_rows(mode: str, dtype: torch.dtype) -> None:
         "max": states.masked_fill(~mask, -torch.inf).amax(1),
         "cls": states[:, 0],
     }[mode]
-    # The second is what a GPU does.
-    for way in (pool,) if mode == "cls" else (pool, pool_by_rows):
+    for way in (pool,) if mode == "cls" else (pool, pool_at_once):
         pooled = way(hidden, packed, mode)
         assert pooled.dtype == torch.float32
         torch.testing.assert_close(pooled, expected.float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_a_gpu_pools_all_rows_at_once(mode: str) -> None:
+    hidden = torch.randn(sum(LENGTHS), 16, generator=torch.Generator().manual_seed(2)).to("cuda", torch.bfloat16)
+    packed = Packed.build(np.zeros(sum(LENGTHS), dtype=np.int32), np.array(LENGTHS, dtype=np.int64), "cuda")
+    torch.testing.assert_close(pool_at_once(hidden, packed, mode), pool_by_runs(hidden, packed, mode))
+    assert torch.equal(pool(hidden, packed, mode), pool_at_once(hidden, packed, mode))
