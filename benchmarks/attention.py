@@ -16,10 +16,7 @@ from distilbeam.transforms.distilbert.packed import Packed
 from .measure import interleave
 from .report import Row
 
-__all__ = ["GPU_TOKENS", "TITLE", "compare_attention"]
-
-GPU_TOKENS = 32_768
-"""Tokens of a micro-batch on a GPU, as the engine makes them."""
+__all__ = ["TITLE", "compare_attention"]
 
 TITLE = "attention of one layer, of all rows"
 _WAYS: dict[str, Attention] = {

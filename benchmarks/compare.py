@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from distilbeam.transforms import Encoder
+from distilbeam.transforms.distilbert.engine import GPU_TOKENS
 
-from .attention import GPU_TOKENS
 from .checkpoint import read_shape
 from .corpus import Corpus
 from .machine import describe

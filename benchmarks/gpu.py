@@ -9,8 +9,9 @@ from pathlib import Path
 
 from distilbeam.transforms import Encoder
 from distilbeam.transforms.distilbert.compute import choose_compute
+from distilbeam.transforms.distilbert.engine import GPU_TOKENS
 
-from .attention import GPU_TOKENS, compare_attention
+from .attention import compare_attention
 from .checkpoint import read_shape
 from .compare import TITLE, compare
 from .corpus import Corpus

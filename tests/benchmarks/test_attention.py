@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.attention import varlen
 
 from benchmarks.attention import compare_attention
 
-varlen = pytest.importorskip("torch.nn.attention.varlen")
 LENGTHS = np.array([3, 9, 9, 4, 20, 1], dtype=np.int64)
 SETTINGS: dict[str, Any] = {
     "device": "cpu",

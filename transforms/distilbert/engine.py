@@ -37,7 +37,10 @@ from .quantization import TrialLinear, quantize
 from .streams import Streams, fetched
 from .weights import Arithmetic, Weights
 
-__all__ = ["Engine", "Result"]
+__all__ = ["GPU_TOKENS", "Engine", "Result"]
+
+GPU_TOKENS = 32_768
+"""Tokens of a micro-batch on a GPU, unless a token budget is given."""
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +146,7 @@ class Engine:
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._lanes = compute.threads if on_cpu else _STREAMS
         # Enough tokens to fill the matrix units, few enough to stay in the caches of a CPU.
-        self._token_budget = token_budget or (32768 if not on_cpu else 2048 if self._lanes == 1 else 1024)
+        self._token_budget = token_budget or (GPU_TOKENS if not on_cpu else 2048 if self._lanes == 1 else 1024)
         self._lowered = False
         self._blamed = False  # whether a row that does not fit even alone was met
         self._fitted = 0  # tokens of the largest micro-batch that came through

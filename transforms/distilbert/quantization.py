@@ -34,7 +34,7 @@ class Int8Linear(Linear):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         weight = weight.float()
-        self._scales = weight.abs().amax(1).div_(most_weight()).clamp_min_(_TINY)
+        self._scales = weight.abs().amax(1).div_(_most_weight()).clamp_min_(_TINY)
         codes = (weight / self._scales[:, None]).round_().to(torch.int8)
         self._codes = torch.ops.onednn.qlinear_prepack(codes, None)
         self._sums = codes.sum(1) * self._scales
@@ -51,7 +51,7 @@ class Int8Linear(Linear):
 
 
 @functools.cache
-def most_weight() -> int:
+def _most_weight() -> int:
     """The largest weight as an integer."""
     # Without VNNI two products are added up in 16 bits: 2 x 255 x 127 would not fit, 2 x 255 x 63 does.
     return 127 if multiplies_int8(127) else 63
@@ -120,4 +120,4 @@ def quantize(encoder: PackedEncoder, config: ModelConfig) -> dict[str, int]:
     encoder.change_linears(settle)
     reduced = sum(isinstance(linear, Int8Linear) for linear in settled)
     _log.info("int8 in %d of %d linear layers; those left would err too much in it", reduced, len(settled))
-    return {"int8_layers": reduced, "linear_layers": len(settled), "weight_bits": 1 + most_weight().bit_length()}
+    return {"int8_layers": reduced, "linear_layers": len(settled), "weight_bits": 1 + _most_weight().bit_length()}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import varlen
 
 from distilbeam.transforms.distilbert import attention
 from distilbeam.transforms.distilbert.attention import (
@@ -21,7 +22,6 @@ from distilbeam.transforms.distilbert.attention import (
 )
 from distilbeam.transforms.distilbert.packed import Packed
 
-varlen = pytest.importorskip("torch.nn.attention.varlen")
 LENGTHS = [3, 3, 1, 7, 2, 2, 2, 5, 1, 1]
 HEADS, DIM = 4, 32
 CPU = torch.device("cpu")
