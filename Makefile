@@ -44,7 +44,7 @@ faults: $(READY)  ## every fault of the suite, and N jobs killed and run again; 
 
 lock: $(BIN)/uv  ## renew the locks after pyproject.toml changed; LOCKFLAGS=--upgrade takes newer versions
 	$(COMPILE) --all-extras --output-file requirements.lock
-	$(COMPILE) --extra gcs --extra s3 --extra azure --constraints requirements.lock \
+	$(COMPILE) --extra gcs --extra s3 --extra azure --extra delta --extra iceberg --constraints requirements.lock \
 		--output-file deploy/docker/requirements.lock
 
 wheel: $(READY)  ## dist/: an sdist, and the wheel made from it
@@ -65,4 +65,6 @@ $(BIN)/uv:
 $(READY): requirements.lock pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@# Not left to the interpreter: where PYTHONDONTWRITEBYTECODE is set, each process would compile torch and Beam anew.
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib src transforms pipelines tests || true # some hold code for Python 2
 	@touch $@
