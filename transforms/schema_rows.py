@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Union, get_type_hints
 
 import apache_beam as beam
 import numpy as np
@@ -15,15 +16,14 @@ from .featurization import FeatureSpec
 
 __all__ = ["check_fields", "extend", "output_type", "text_batch", "weight", "without_text"]
 
-# Null where a row has no text or could not be processed.
 _TYPES: dict[str, Any] = {
-    "embedding": Sequence[np.float32] | None,
-    "label": str | None,
-    "score": np.float32 | None,
-    "scores": Mapping[str, np.float32] | None,
-    "input_ids": Sequence[np.int32] | None,
-    "token_count": np.int32 | None,
-    "truncated": bool | None,
+    "embedding": Sequence[np.float32],
+    "label": str,
+    "score": np.float32,
+    "scores": Mapping[str, np.float32],  # no row type, since the names of the labels may be known on the worker alone
+    "input_ids": Sequence[np.int32],
+    "token_count": np.int32,
+    "truncated": bool,
 }
 
 
@@ -46,9 +46,16 @@ def check_fields(fields: RowTypeConstraint, text: Sequence[str], added: Sequence
 
 
 def output_type(fields: RowTypeConstraint, spec: FeatureSpec) -> RowTypeConstraint:
-    """The schema of the rows with the features' fields."""
-    added = [(column, _TYPES[name]) for column, name in zip(spec.columns, spec.names, strict=True)]
-    return RowTypeConstraint.from_fields([*fields._fields, *added])
+    """The schema of the rows with the features' fields.
+
+    Every type of Python that Beam's schemas have comes out as that, also where Beam itself takes it for an unknown one:
+    ``X | None``, and annotations that are strings.
+    """
+    hints = _hints(fields)
+    own = [(name, _portable(hints.get(name, kind))) for name, kind in fields._fields]
+    # Null where a row has no text or could not be processed.
+    added = [(column, _union(_TYPES[name], None)) for column, name in zip(spec.columns, spec.names, strict=True)]
+    return RowTypeConstraint.from_fields([*own, *added])
 
 
 def weight(columns: Sequence[str], row: Any) -> int:
@@ -80,6 +87,30 @@ def extend(elements: Sequence[Any], names: Sequence[str], features: pa.RecordBat
     for position, row in enumerate(elements):
         fields = {name: getattr(row, name) for name in names}
         yield beam.Row(**fields, **{name: column[position] for name, column in columns.items()})
+
+
+def _hints(fields: RowTypeConstraint) -> dict[str, Any]:
+    """What annotations stand for that are strings, as under ``from __future__ import annotations``."""
+    if not any(isinstance(kind, str) for _, kind in fields._fields):
+        return {}
+    try:
+        return get_type_hints(fields.user_type)
+    except Exception:  # a name that is not defined where the class is
+        return {}
+
+
+def _portable(kind: Any) -> Any:
+    """The type as Beam's schemas know it: ``Union[X, None]`` for ``X | None``, which they take for an unknown one."""
+    if isinstance(kind, types.UnionType):
+        return _union(*map(_portable, kind.__args__))
+    if isinstance(kind, types.GenericAlias):
+        origin: Any = kind.__origin__
+        return origin[tuple(map(_portable, kind.__args__))]
+    return kind
+
+
+def _union(*kinds: Any) -> Any:
+    return Union[kinds]  # noqa: UP007 - another type than that of X | Y until Python 3.14
 
 
 def _batch(rows: list[list[Any]], columns: Sequence[str]) -> pa.RecordBatch:
