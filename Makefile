@@ -12,8 +12,11 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock" --quiet $(LOCKFLAGS)
 
-.PHONY: help demo test check lint format test-all faults lock wheel clean
+.PHONY: help demo test check lint format test-slow test-all faults lock wheel clean
 .DEFAULT_GOAL := help
+
+# So that bytecode is kept, of tests too: without it each process compiles what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -36,8 +39,10 @@ format: $(READY)  ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-all: $(READY)  ## slow tests too
-	$(PYTEST) -m "not gpu"
+test-slow: $(READY)  ## the slow tests alone
+	$(PYTEST) -m "slow and not gpu"
+
+test-all: test test-slow  ## both
 
 faults: $(READY)  ## every fault of the suite, and N jobs killed and run again; prints a table and writes faults.json
 	FAULTS_RUNS=$(N) FAULTS_JSON=$(CURDIR)/faults.json $(BIN)/pytest -m "not gpu" --timeout 0 tests/faults

@@ -40,6 +40,7 @@ class Watchdog:
         self._works: dict[int, _Work] = {}
         self._listener: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
+        self._looked = 0.0
         self._lock = threading.Lock()
 
     @contextmanager
@@ -110,20 +111,24 @@ class Watchdog:
                 self._thread.start()
 
     def _run(self) -> None:
-        before = time.monotonic()
+        self._looked = time.monotonic()
         while True:
-            works = self._works.copy()  # in one step, while other threads begin and end theirs
-            interval = min([1.0, *(work.seconds / 4 for work in works.values())])
+            interval = min([1.0, *(work.seconds / 4 for work in self._works.copy().values())])
             time.sleep(interval)
-            now = time.monotonic()
-            if now - before > interval + 5:
-                # The whole process was stopped; what it was doing has not had the time either.
-                for work in works.values():
-                    work.beat = max(work.beat, now)
-            before = now
-            for thread, work in works.items():
-                if now - work.beat > work.seconds and self._works.get(thread) is work:
-                    _end(work)
+            self._look(interval)
+
+    def _look(self, interval: float) -> None:
+        """End the process if a work has gone without progress; the look before was to be ``interval`` seconds ago."""
+        works = self._works.copy()  # in one step, while other threads begin and end theirs
+        now = time.monotonic()
+        if now - self._looked > interval + 5:
+            # The whole process was stopped; what it was doing has not had the time either.
+            for work in works.values():
+                work.beat = max(work.beat, now)
+        self._looked = now
+        for thread, work in works.items():
+            if now - work.beat > work.seconds and self._works.get(thread) is work:
+                _end(work)
 
 
 def _end(work: _Work) -> None:

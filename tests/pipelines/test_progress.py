@@ -1,7 +1,7 @@
 """What is shown of a running job."""
 
 import io
-import time
+import threading
 from collections import Counter
 
 import pytest
@@ -12,6 +12,7 @@ from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
 from distilbeam.transforms.metrics import LIVE, Live
 from distilbeam.transforms.output.ledger import Ledger
+from tests.clocks import replace_clock
 
 
 def splits(*sizes: int) -> list[Split]:
@@ -64,7 +65,7 @@ def test_nothing_to_read_is_said() -> None:
 
 def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    replace_clock(monkeypatch, progress, monotonic=lambda: clock[0])
     with Progress("none", "embedding") as shown:
         assert shown.state() == State("starting", 0, 0)
         planned(splits(1000, 3000))
@@ -98,21 +99,33 @@ def test_finished_splits_tell_how_much_of_a_file_is_text() -> None:
         assert shown.state().done == pytest.approx(0.375)
 
 
+class Lines(io.StringIO):
+    """A stream that one can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written = threading.Condition()
+
+    def write(self, text: str) -> int:
+        with self._written:
+            self._written.notify_all()
+            return super().write(text)
+
+    def wait_for(self, end: str) -> None:
+        with self._written:
+            assert self._written.wait_for(lambda: self.getvalue().endswith(end), 60), self.getvalue()
+
+
 def test_log_lines_are_plain_and_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.05)
-    stream = io.StringIO()
-    with Progress("auto", "embedding", stream):
-        time.sleep(0.12)
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.01)
+    stream = Lines()
+    with Progress("auto", "embedding", stream) as shown:
+        stream.wait_for(" embedding: starting\n")
         planned(splits(100))
         LIVE.add(read_bytes=50, read_tokens=10, rows=1234, tokens=10)
-        time.sleep(0.15)
-    lines = stream.getvalue().splitlines()
-    assert lines[0].endswith(" embedding: starting")
-    assert lines[-1].endswith(" embedding: 50%, 1,234 rows")
+        stream.wait_for(" embedding: 50%, 1,234 rows\n")
     assert "\x1b" not in stream.getvalue()
-    told = stream.getvalue()
-    time.sleep(0.12)
-    assert stream.getvalue() == told
+    assert not shown._thread.is_alive(), "it goes on to write"
 
 
 def test_none_shows_nothing() -> None:

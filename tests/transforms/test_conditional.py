@@ -20,13 +20,19 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from distilbeam.transforms.errors import InputError, OutputError
-from distilbeam.transforms.storage import conditional, filesystems
+from distilbeam.transforms.storage import conditional, filesystems, retries
 from distilbeam.transforms.storage.conditional import create, read, replace
+from tests.clocks import replace_clock
 from tests.outputs import forget
 from tests.plans import s3_bucket
 
 CLIENTS = 3
 POOL = ThreadPoolExecutor(CLIENTS)
+
+
+def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (conditional, retries):
+        replace_clock(monkeypatch, module, sleep=lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -119,35 +125,37 @@ def test_exactly_one_of_many_replaces(folder: str, one_at_a_time: None) -> None:
 _GROW = """
 import sys
 from distilbeam.transforms.storage.conditional import read, replace
-path, number, done = sys.argv[1], sys.argv[2].encode(), 0
-print(flush=True)
-sys.stdin.readline()
-while done < 50:
-    data, version = read(path)
-    done += replace(path, data + number, version)
+path, number = sys.argv[1], sys.argv[2].encode()
+for line in sys.stdin:
+    if line == "read\\n":
+        data, version = read(path)
+        print(flush=True)
+    else:
+        print(int(replace(path, data + number, version)), flush=True)
 """
 
 
-def test_processes_lose_no_update_of_each_other(tmp_path: Path) -> None:
+def test_of_two_processes_that_have_read_the_same_one_replaces(tmp_path: Path) -> None:
     path = tmp_path / "a"
     create(str(path), b"")
     command = [sys.executable, "-c", _GROW, str(path)]
     processes = [
         subprocess.Popen([*command, number], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for number in ("1", "2")
     ]
-    for process in processes:
-        assert process.stdout
-        process.stdout.readline()
-    for process in processes:
-        assert process.stdin
-        process.stdin.write(b"\n")
-        process.stdin.flush()
+    expected = b""
+    for _ in range(50):
+        for request in (b"read\n", b"write\n"):  # each is sent to both before either is waited for
+            for process in processes:
+                assert process.stdin
+                process.stdin.write(request)
+                process.stdin.flush()
+            answers = [process.stdout.readline() for process in processes if process.stdout]
+        assert sorted(answers) == [b"0\n", b"1\n"]
+        expected += b"1" if answers[0] == b"1\n" else b"2"
     for process in processes:
         process.communicate(timeout=60)
         assert process.returncode == 0
-    data = path.read_bytes()
-    assert (data.count(b"1"), data.count(b"2")) == (50, 50)
-    assert data.count(b"12") + data.count(b"21") > 1, "they did not run at once"
+    assert path.read_bytes() == expected, "an update is lost, or one that was refused is there"
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
@@ -194,7 +202,7 @@ def test_a_lost_reply_is_found_out(folder: str, monkeypatch: pytest.MonkeyPatch)
             raise ConnectionResetError("by peer")
 
     monkeypatch.setattr(filesystems, "resolve", lambda url: (Breaking(whole(url)[0]), whole(url)[1]))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    _without_waiting(monkeypatch)
     assert create(url, b"one")
     version = read(url)[1]
     assert replace(url, b"two", version)
@@ -273,7 +281,7 @@ def test_a_store_without_conditions_is_asked_again(monkeypatch: pytest.MonkeyPat
 
     url = f"memory://{uuid.uuid4().hex}/a.json"
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    _without_waiting(monkeypatch)
     assert create(url, b"one")
     assert (len(calls), filesystems.read_bytes(url)) == (3, b"one")
     assert replace(url, b"two", read(url)[1])
@@ -282,7 +290,7 @@ def test_a_store_without_conditions_is_asked_again(monkeypatch: pytest.MonkeyPat
 
 
 def test_writes_to_a_store_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, all_at_once = MemoryFileSystem.pipe_file, threading.Barrier(CLIENTS, timeout=5)
+    whole, all_at_once = MemoryFileSystem.pipe_file, threading.Barrier(CLIENTS, timeout=60)
 
     def pipe_file(self: Any, path: str, data: bytes, **more: Any) -> None:
         all_at_once.wait()

@@ -14,6 +14,7 @@ from s3fs.errors import translate_boto_error
 
 from distilbeam.transforms.storage import retries
 from distilbeam.transforms.storage.retries import SizeError, http_status, is_transient, retry
+from tests.clocks import replace_clock
 
 
 def answer(status: int, code: str) -> ClientError:
@@ -90,7 +91,7 @@ def failing(times: int, error: Exception, calls: list[int]) -> Callable[[], str]
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(retries.time, "sleep", found.append)
+    replace_clock(monkeypatch, retries, sleep=found.append)
     return found
 
 
@@ -114,7 +115,7 @@ def test_final_failures_are_raised_at_once(waits: list[float]) -> None:
 
 def test_what_a_driver_has_long_tried_is_not_tried_again(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 16.0, 32.0])
-    monkeypatch.setattr(retries.time, "monotonic", lambda: next(clock))
+    replace_clock(monkeypatch, retries, monotonic=lambda: next(clock), sleep=waits.append)
     calls: list[Any] = []
     with pytest.raises(TimeoutError):
         retry(failing(1, TimeoutError(), calls))

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,11 +71,12 @@ def test_what_a_store_does_not_give_is_no_bad_file(
         raise error
 
     monkeypatch.setattr(stores.RemoteFile, "_fetch", fail)
-    start = time.monotonic()
+    blamed: list[object] = []
+    monkeypatch.setattr(sandbox._Process, "_cause_of_death", lambda process: blamed.append(process) or "")
     with pytest.raises((InputError, type(error))) as caught:
         list(read_split(splits[0], settings))
     assert failed
-    assert time.monotonic() - start < 4, "it waited for a decoder that lives"
+    assert not blamed, "it waited for the end of a decoder that lives"
     assert getattr(caught.value, "reason", None) is None
     assert isinstance(caught.value, InputError) or not isinstance(error, OSError)
     monkeypatch.undo()
@@ -135,7 +135,7 @@ def test_a_process_that_cannot_start_leaves_no_socket(box: sandbox.Sandbox, monk
 
 
 def test_processes_of_two_threads_start_at_once(box: sandbox.Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=60)
 
     class Slow:
         def __init__(self) -> None:

@@ -6,7 +6,9 @@ import threading
 
 import pytest
 
+from distilbeam.transforms import watchdog as watchdog_module
 from distilbeam.transforms.watchdog import EXIT_CODE, Watchdog
+from tests.clocks import replace_clock
 
 HEAD = (
     "import logging, threading, time; logging.basicConfig(); from distilbeam.transforms.watchdog import WATCHDOG as w\n"
@@ -57,45 +59,68 @@ def test_no_part_of_work_that_is_not_watched_is_watched() -> None:
     assert (done.returncode, done.stdout) == (0, "{}\n"), done.stderr
 
 
-@pytest.mark.slow
-def test_a_process_that_was_stopped_is_given_time() -> None:
-    code = (
-        "import os, signal, subprocess, sys\n"
-        "with w.watch('stopped', 4):\n"
-        "    stop = f'sleep 0.3; kill -STOP {os.getpid()}; sleep 9; kill -CONT {os.getpid()}'\n"
-        "    w.beat(); subprocess.Popen(['sh', '-c', stop])\n"
-        "    for _ in range(20): time.sleep(0.1); w.beat()\n"
-        "print('survived')"
-    )
-    done = run(code)
-    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
+class Clock:
+    """A watchdog whose time passes when the test says so, with the works that it would have ended the process for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.ended = 100.0, list[str]()
+        self.watchdog = Watchdog()
+        self.watchdog._looked = self.now
+        replace_clock(monkeypatch, watchdog_module, monotonic=lambda: self.now)
+        monkeypatch.setattr(watchdog_module, "_end", lambda work: self.ended.append(work.what))
+        monkeypatch.setattr(Watchdog, "_start", lambda self: None)
+
+    def wait(self, seconds: float, interval: float = 1.0) -> None:
+        """The watchdog looks as often as it does while so many seconds pass."""
+        for _ in range(round(seconds / interval)):
+            self.now += interval
+            self.watchdog._look(interval)
 
 
-def test_work_that_beats_or_waits_or_is_over_goes_on() -> None:
-    # All at once, and each for longer than the limit, which leaves a slow machine seconds for each beat.
-    code = (
-        "def beating():\n"
-        "    with w.watch('beating', 4):\n"
-        "        for _ in range(60): time.sleep(0.1); w.beat()\n"
-        "def waiting():\n"
-        "    with w.watch('waiting', 4), w.paused(): time.sleep(6)\n"
-        "def nested():\n"
-        "    with w.watch('outer', 4):\n"
-        "        time.sleep(2)\n"
-        "        with w.watch('inner', 4): time.sleep(2)\n"
-        "        time.sleep(2)\n"
-        "def unbounded():\n"
-        "    with w.watch('unbounded', 0): time.sleep(6)\n"
-        "def over():\n"
-        "    with w.watch('over', 4): pass\n"
-        "    time.sleep(6)\n"
-        "threads = [threading.Thread(target=work) for work in (beating, waiting, nested, unbounded, over)]\n"
-        "for thread in threads: thread.start()\n"
-        "for thread in threads: thread.join()\n"
-        "print('survived')"
-    )
-    done = run(code)
-    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_work_goes_without_a_beat_just_so_long(clock: Clock) -> None:
+    with clock.watchdog.watch("hung", 4):
+        clock.wait(4)
+        assert clock.ended == []
+        clock.wait(1)
+        assert clock.ended == ["hung"]
+
+
+def test_a_process_that_was_stopped_is_given_time(clock: Clock) -> None:
+    with clock.watchdog.watch("stopped", 4):
+        clock.now += 9  # between two looks that were to be a second apart
+        clock.watchdog._look(1)
+        clock.wait(4)
+        assert clock.ended == []
+        clock.wait(1)
+        assert clock.ended == ["stopped"]
+
+
+def test_work_that_beats_or_waits_or_is_over_goes_on(clock: Clock) -> None:
+    watchdog = clock.watchdog
+    with watchdog.watch("beating", 4):
+        for _ in range(5):
+            clock.wait(3)
+            watchdog.beat()
+    with watchdog.watch("waiting", 4):
+        with watchdog.paused():
+            clock.wait(60)
+        clock.wait(4)
+    with watchdog.watch("outer", 4):
+        clock.wait(3)
+        with watchdog.watch("inner", 4):
+            clock.wait(3)
+        clock.wait(3)
+    with watchdog.watch("unbounded", 0):
+        clock.wait(60)
+    with watchdog.watch("over", 4):
+        pass
+    clock.wait(60)
+    assert clock.ended == []
 
 
 def test_works_that_begin_while_the_watchdog_looks_do_not_end_it() -> None:
