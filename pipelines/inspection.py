@@ -23,6 +23,7 @@ from distilbeam.transforms.input.formats.base import detect
 from distilbeam.transforms.output.history import Entry, list_entries, load_entry
 from distilbeam.transforms.output.increments import files_of, is_covered
 from distilbeam.transforms.output.manifest import MANIFEST, STAGING, Manifest, feature_columns, find_manifest
+from distilbeam.transforms.provenance import show_value
 from distilbeam.transforms.storage.filesystems import join, list_files, open_input
 
 __all__ = ["Commit", "Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
@@ -276,9 +277,21 @@ def _rows(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
             if format == "parquet":
                 with pq.ParquetFile(stream) as file:
                     for batch in file.iter_batches(batch_size=16):
-                        yield from batch.to_pylist()
+                        yield from map(_row, (batch.slice(row, 1) for row in range(batch.num_rows)))
             else:
                 yield from map(json.loads, io.BufferedReader(stream))
+
+
+def _row(batch: pa.RecordBatch) -> dict[str, Any]:
+    """The one row of a batch; a value that Python does not have, such as the year 10,000, as text."""
+    return {name: _value(column[0]) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+
+
+def _value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except Exception:  # of whatever kind: a row that can be read must not end the look at all others
+        return show_value(value)
 
 
 def _rejects(output: str, manifest: Manifest) -> Rejects:

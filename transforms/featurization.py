@@ -15,7 +15,7 @@ from .checks import whole_number
 from .errors import InputError, SettingsError
 from .metrics import LIVE
 from .names import FEATURES, columns_like
-from .provenance import REJECT_CHARACTERS, ROW, Provenance, Reject, shown_id
+from .provenance import ROW, Provenance, Reject
 
 if TYPE_CHECKING:
     from .encoder import Encoder
@@ -197,20 +197,15 @@ def _reject(
 ) -> Reject:
     names = batch.schema.names
     stage, error, reason = failure
-    return Reject(
-        stage=stage,
-        error=error,
-        reason=reason,
+    return Reject.of(
+        stage,
+        error,
+        reason,
         row=batch.column(ROW)[row].as_py() if ROW in names else None,
-        id=shown_id(batch.column(provenance.id)[row]) if provenance.id in names else None,
+        id=batch.column(provenance.id)[row] if provenance.id in names else None,
         length=pc.binary_length(texts[row]).as_py(),
-        text=_excerpt(texts[row]) if provenance.rejects_include_text else None,
+        text=texts[row].as_buffer() if provenance.rejects_include_text else None,
     )
-
-
-def _excerpt(text: pa.Scalar) -> str:
-    """The beginning of a text, without a copy of all of it."""
-    return bytes(text.as_buffer()[: 4 * REJECT_CHARACTERS]).decode("utf-8", "replace")[:REJECT_CHARACTERS]
 
 
 def embedding_column(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["REJECT_CHARACTERS", "REJECT_ID_CHARACTERS", "ROW", "Provenance", "Reject", "shown_id"]
+__all__ = ["REJECT_CHARACTERS", "REJECT_ID_CHARACTERS", "ROW", "Provenance", "Reject", "show_value"]
 
 ROW = "_row"
 """Name of the int64 column with each row's position in its source; never written to the output."""
@@ -25,6 +25,7 @@ REJECT_ID_CHARACTERS = 200
 """Characters of an id that a reject holds at most; an id may be a text."""
 
 _KEY = b"distilbeam.provenance"
+_MAX_NESTED_BYTES = 1 << 16  # a larger nested value is shown in part, since as Python objects it takes 50 times as much
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,36 @@ class Reject:
     id: str | None = None
     length: int | None = None
     text: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        stage: str,
+        error: str,
+        reason: str,
+        *,
+        row: int | None = None,
+        id: object = None,
+        length: int | None = None,
+        text: str | bytes | memoryview | pa.Buffer | None = None,
+    ) -> Reject:
+        """A reject that can be written whatever the row holds: the one way to make one, so that none costs the job.
+
+        ``Reject.of("text", "NullText", "the text is null", row=3, id=batch["when"][3])``
+
+        Args:
+            stage: as ``stage``.
+            error: as ``error``.
+            reason: as ``reason``.
+            row: as ``row``.
+            id: value of the id column, of Arrow or of Python.
+            length: as ``length``.
+            text: the text, or its bytes, of which the beginning is kept; None unless the user asked for it.
+        """
+        if text is not None and not isinstance(text, str):
+            text = bytes(memoryview(text)[: 4 * REJECT_CHARACTERS]).decode(errors="backslashreplace")
+        shown = None if id is None else _fit(show_value(id), REJECT_ID_CHARACTERS)
+        return cls(stage, error, reason, row, shown, length, _fit(text, REJECT_CHARACTERS))
 
 
 _REJECT = tuple(field.name for field in fields(Reject))
@@ -152,10 +183,41 @@ class Provenance:
         return schema.with_metadata(metadata or None)
 
 
-def shown_id(value: pa.Scalar) -> str | None:
-    """A value of the id column as a reject holds it; None where it is null, or nothing that Python can show."""
-    try:
-        shown = value.as_py()
-        return None if shown is None else str(shown)[:REJECT_ID_CHARACTERS]
-    except Exception:  # a time beyond Python's, for one
+def show_value(value: object) -> str | None:
+    """A value as a person may read it, whatever it is; None where it is null.
+
+    Python has no year 10,000 and no text that is not UTF-8, and a nested value may be huge: such a value is shown as
+    Arrow prints it.
+
+    Args:
+        value: a scalar of Arrow, or a value of Python.
+    """
+    if value is None or (isinstance(value, pa.Scalar) and not value.is_valid):
         return None
+    try:
+        plain = value
+        if isinstance(value, pa.Scalar):
+            if pa.types.is_nested(value.type) and pa.repeat(value, 1).nbytes > _MAX_NESTED_BYTES:
+                return _printed(value)
+            plain = value.as_py()
+        return plain.decode(errors="backslashreplace") if isinstance(plain, bytes) else str(plain)
+    except Exception:  # a time beyond Python's, for one
+        return _printed(value) if isinstance(value, pa.Scalar) else f"<{type(value).__name__}>"
+
+
+def _printed(value: pa.Scalar) -> str:
+    """A scalar as Arrow prints it."""
+    try:
+        if isinstance(value, pa.DictionaryScalar):
+            value = value.value
+        text: str = pa.repeat(value, 1).to_string(skip_new_lines=True, window=3)
+    except Exception:
+        return f"<{value.type}>"
+    return text.removeprefix("[").removesuffix("]")
+
+
+def _fit(text: str | None, characters: int) -> str | None:
+    """The beginning of a text, which Arrow can hold: half of a surrogate pair is escaped."""
+    if text is None:
+        return None
+    return text[:characters].encode(errors="backslashreplace").decode()[:characters]

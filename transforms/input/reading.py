@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distilbeam.transforms.errors import InputError
-from distilbeam.transforms.provenance import REJECT_ID_CHARACTERS, ROW, Provenance, Reject
+from distilbeam.transforms.provenance import ROW, Provenance, Reject
 from distilbeam.transforms.storage.filesystems import file_info
 
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, count_leaves, decode_text, reading
-from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks, readable
+from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks
 from .planning import partition_value, read_schema
 from .read_settings import ReadSettings
 from .splits import Part, Split
@@ -128,7 +128,7 @@ def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings) -> It
                     reason, left = f"{reason}; by the count of its footer it had {left} more rows here", 1
         for at in range(0, left, MAX_REJECTS):
             some = range(first + at, first + min(at + MAX_REJECTS, left))
-            rejects = tuple(Reject("read", "BadFile", reason, row) for row in some)
+            rejects = tuple(Reject.of("read", "BadFile", reason, row=row) for row in some)
             seen, lines = seen + len(some), lines + len(some)
             yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), rejects, seen, lines)
 
@@ -174,7 +174,7 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
     with reading(part.source), open_stream(part.source, part.compression) as stream:
         for block in _blocks(part, stream, settings.max_line_bytes):
             if isinstance(block, BadLine):
-                reject = Reject("read", block.error, block.reason, block.number, length=block.length)
+                reject = Reject.of("read", block.error, block.reason, row=block.number, length=block.length)
                 seen, lines = seen + 1, max(lines, block.number + offset)
                 yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (reject,), seen, lines)
                 continue
@@ -246,11 +246,9 @@ def _select(
 
     def reject(index: int, error: str, reason: str, stage: str, data: bytes | None = None) -> None:
         good[index] = False
-        value = None if ids is None else ids[index].as_py()
-        name = None if value is None else str(value)[:REJECT_ID_CHARACTERS]
-        length = None if data is None else len(data)
-        text = None if data is None or not settings.rejects_include_text else readable(data)
-        rejects.append(Reject(stage, error, reason, chunk.rows[index].as_py(), name, length, text))
+        row, id = chunk.rows[index].as_py(), None if ids is None else ids[index]
+        length, text = None if data is None else len(data), data if settings.rejects_include_text else None
+        rejects.append(Reject.of(stage, error, reason, row=row, id=id, length=length, text=text))
 
     for name in settings.text:
         column = columns[name]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from distilbeam.transforms.errors import OutputError
 from distilbeam.transforms.halving import find_failing
-from distilbeam.transforms.provenance import ROW, Provenance, Reject, shown_id
+from distilbeam.transforms.provenance import ROW, Provenance, Reject
 
 from .jsonlines import to_jsonl
 
@@ -75,12 +75,12 @@ def set_aside(batch: pa.RecordBatch, provenance: Provenance, format: str) -> tup
 
 def _reject(batch: pa.RecordBatch, row: int, error: str, reason: str, provenance: Provenance) -> Reject:
     names = batch.schema.names
-    return Reject(
-        stage="write",
-        error=error,
-        reason=reason,
+    return Reject.of(
+        "write",
+        error,
+        reason,
         row=batch.column(ROW)[row].as_py() if ROW in names else None,
-        id=shown_id(batch.column(provenance.id)[row]) if provenance.id in names else None,
+        id=batch.column(provenance.id)[row] if provenance.id in names else None,
     )
 
 

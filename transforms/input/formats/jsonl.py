@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from distilbeam.transforms.provenance import REJECT_ID_CHARACTERS
+from distilbeam.transforms.provenance import show_value
 
 from .base import MAX_COLUMNS, Unreadable, unify
 from .lines import BadLine, Block, Diagnosis, parse, read_blocks
@@ -131,7 +131,7 @@ def diagnoser(schema: pa.Schema, id: str | None) -> Diagnosis:
         alone = Block(line, np.zeros(1, np.int64), np.full(1, len(line)), np.zeros(1, np.int64))
         values = dict(value)
         name = values.get(id) if id else None
-        known = str(name)[:REJECT_ID_CHARACTERS] if isinstance(name, str | int) else None
+        known = show_value(name) if isinstance(name, str | int) else None
         for field in schema:
             try:
                 parser(pa.schema([field]))(alone)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distilbeam.transforms.provenance import REJECT_CHARACTERS, Reject
+from distilbeam.transforms.provenance import Reject
 from distilbeam.transforms.storage.filesystems import is_local, open_input, resolve
 
 from .base import Unreadable
@@ -25,7 +25,6 @@ __all__ = [
     "parse",
     "read_blocks",
     "read_line",
-    "readable",
 ]
 
 BLOCK_BYTES = 4 << 20
@@ -242,11 +241,6 @@ def _without_long_lines(block: Block, limit: int) -> Iterator[Block | BadLine]:
         yield block.keep(~long)
 
 
-def readable(data: bytes) -> str:
-    """Bytes as text for a person to look at, at most ``REJECT_CHARACTERS``."""
-    return data[: 4 * REJECT_CHARACTERS].decode(errors="backslashreplace")[:REJECT_CHARACTERS]
-
-
 def find_invalid_utf8(column: pa.Array) -> list[int]:
     """The indices of the values of a binary or large_binary array that are not UTF-8."""
     text = column.view(pa.string() if pa.types.is_binary(column.type) else pa.large_string())
@@ -289,9 +283,9 @@ def parse(
     rejects: list[Reject] = []
 
     def reject(index: int, error: str, reason: str, id: str | None = None) -> None:
-        line = block.line(index)
-        text = readable(line) if include_text else None
-        rejects.append(Reject("read", error, reason, int(block.numbers[index]), id, len(line), text))
+        line, number = block.line(index), int(block.numbers[index])
+        text = line if include_text else None
+        rejects.append(Reject.of("read", error, reason, row=number, id=id, length=len(line), text=text))
 
     def refused(index: int, thorough: bool) -> bool:
         finding = diagnose(block.line(index), thorough)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distilbeam.transforms.provenance import REJECT_ID_CHARACTERS
+from distilbeam.transforms.provenance import show_value
 
 from .lines import Block
 
@@ -77,7 +77,7 @@ def screen(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[Finding
             return ("NotAnObject", "the line is not a JSON object", None), None
         values = dict(value)
         name = values.get(id) if id else None
-        known = str(name)[:REJECT_ID_CHARACTERS] if isinstance(name, str | int) else None
+        known = show_value(name) if isinstance(name, str | int) else None
         if constants:
             return ("JSONDecodeError", "the line is not valid JSON: it holds NaN or Infinity", known), None
         if _SURROGATE.search(line) and _has_surrogate(value):
