@@ -20,6 +20,7 @@ from distilbeam.transforms.names import columns_like
 from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage.filesystems import FileInfo, is_local, match_files
 
+from .column_types import with_wide_categories
 from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, detect, is_text_type, reading, unify
 from .formats.lines import Block, open_stream
@@ -181,7 +182,7 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
         twice = sorted(name for name, count in Counter(wanted(settings, schema.names)).items() if count > 1)
         if twice:
             raise InputError(f"{url!r} has {', '.join(map(repr, twice))} twice; rename one of them")
-        return replace(file, rows=tuple(rows)), pa.schema([field.remove_metadata() for field in schema])
+        return replace(file, rows=tuple(rows)), pa.schema([_readable(field) for field in schema])
     if file.format == "text":
         with reading(url), open_stream(url, file.compression):
             name = settings.text[0] if len(settings.text) == 1 else "text"
@@ -192,6 +193,10 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
             return replace(file, empty=not count), pa.schema(found)
         header = delimited.read_header(stream, file.format, settings.max_line_bytes)
     return file, pa.schema([(name, pa.string()) for name in header])
+
+
+def _readable(field: pa.Field) -> pa.Field:
+    return field.remove_metadata().with_type(with_wide_categories(field.type))
 
 
 def wanted(settings: ReadSettings, names: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from distilbeam.transforms.errors import SettingsError
 from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage.filesystems import check_url
 
+from .column_types import with_wide_categories
 from .formats.base import FORMATS, is_text_type
 
 __all__ = ["ReadSettings"]
@@ -117,7 +118,7 @@ def _one_of(setting: str, value: object, allowed: tuple[object, ...]) -> None:
 
 def _type(name: str, kind: str | pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.DataType):
-        return kind
+        return with_wide_categories(kind)
     try:
         return pa.type_for_alias(kind)
     except (ValueError, TypeError):

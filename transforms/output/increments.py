@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from distilbeam.transforms.input.column_types import with_wide_categories
 from distilbeam.transforms.input.formats import jsonl
 from distilbeam.transforms.input.formats.base import detect, is_text_type, reading, unify
 from distilbeam.transforms.input.formats.lines import BadLine, open_stream, parse, read_blocks
@@ -137,6 +138,7 @@ def plan_increment(
     known = {part.source for record in kept for part in record.parts} | again.keys()
     looked, schemas = look(settings, [files[url] for url in sorted((todo - known) | again.keys())], known=True)
     columns = pa.ipc.read_schema(pa.py_buffer(schema))
+    _check_categories(columns)
     _check_fit(settings, columns, looked, schemas)
     digest = settings.digest
     partitions = set(columns.names).difference(*(found.names for _, found in schemas))
@@ -189,6 +191,17 @@ def _check_fit(
         for name in wanted(settings, [name for name, _ in file.partitions]):
             if name not in columns.names:
                 raise _surplus(file.info.url, name)
+
+
+def _check_categories(columns: pa.Schema) -> None:
+    """Raises Misfit for a column whose categories may outgrow the indices that the output has for them."""
+    for column in columns:
+        if with_wide_categories(column.type) != column.type:
+            raise Misfit(
+                f"column {column.name!r} is {column.type} in the output, as earlier versions wrote it, and no reader "
+                "opens it once all files together have more categories than such indices tell apart; set if_exists to "
+                "'overwrite' to start anew"
+            )
 
 
 def _surplus(url: str, name: str) -> Misfit:

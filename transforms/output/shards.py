@@ -20,6 +20,7 @@ from distilbeam.transforms.storage import filesystems
 
 from .jsonlines import to_jsonl
 from .manifest import FileRecord
+from .storable import check_parquet, storable_batch, storable_schema
 
 __all__ = ["ShardSettings", "ShardWriter", "model_metadata", "parquet_bytes"]
 
@@ -80,6 +81,9 @@ class ShardWriter:
         schema: schema of the batches; its metadata goes into Parquet files.
         settings: what shapes the files.
         texts: columns that hold documents, which hardly repeat and are not searched by their order.
+
+    Raises:
+        OutputError: a column is of a type that Parquet does not have.
     """
 
     def __init__(
@@ -88,7 +92,9 @@ class ShardWriter:
         self._root = root
         self._texts = texts
         self._stem = stem
-        self._schema = self._stored = schema
+        self._schema = self._stored = storable_schema(schema)
+        if settings.format == "parquet":
+            check_parquet(self._schema)
         self._settings = settings
         self._limit = min(_BUFFER_BYTES[settings.format], settings.max_bytes)
         self._buffer: list[pa.RecordBatch] = []
@@ -102,7 +108,7 @@ class ShardWriter:
         Raises:
             OutputError: the rows cannot be written.
         """
-        for piece in _pieces(batch, self._limit):
+        for piece in _pieces(storable_batch(batch, self._schema), self._limit):
             if self._buffered and self._buffered + piece.nbytes > self._limit:
                 self._flush()
             self._buffer.append(piece)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from distilbeam.transforms.discretion import cause
 from distilbeam.transforms.errors import DistilbeamError, InputError
+from distilbeam.transforms.input.column_types import without_dictionaries
 from distilbeam.transforms.provenance import Reject
 
 __all__ = [
@@ -133,7 +134,7 @@ def _promote(field: pa.Field, other: pa.Field) -> pa.Field:
 
 
 def _plain(field: pa.Field) -> pa.Field:
-    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+    return field.with_type(without_dictionaries(field.type))
 
 
 @contextmanager
