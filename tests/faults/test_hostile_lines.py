@@ -44,8 +44,8 @@ CASES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "gzip: 300 MB of quotes as CSV": ("d.csv.gz", lambda: _gzip(b'"'), BOMB),
     "zstd: 10 GB of zeros": ("d.jsonl.zst", lambda: _zstd(b"\0"), BOMB),
     "zstd: 10 GB of zeros as text": ("d.txt.zst", lambda: _zstd(b"\0"), BOMB),
-    "gzip: not gzip": ("d.jsonl.gz", lambda: b'{"text": "a"}\n' * 100, "OSError"),
-    "gzip: cut off": ("d.jsonl.gz", lambda: gzip.compress(bytes(range(256)) * 100)[:-20], "OSError|0 rows"),
+    "gzip: not gzip": ("d.jsonl.gz", lambda: b'{"text": "a"}\n' * 100, "it is no gzip file"),
+    "gzip: cut off": ("d.jsonl.gz", lambda: gzip.compress(bytes(range(256)) * 100)[:-20], "cut off"),
     "gzip: packed twice": (
         "d.jsonl.gz",
         lambda: gzip.compress(gzip.compress(b'{"text": "a"}\n' * 9)),
@@ -61,7 +61,11 @@ CASES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: gzip.compress(b'{"text": "a"}\n') * 20_000,
         "^20000 rows$",
     ),
-    "zstd: a window of 2 GB": ("d.jsonl.zst", lambda: b"\x28\xb5\x2f\xfd\x00\xa8\x03\x00\x10A", "too much memory"),
+    "zstd: a window of 2 GB": (
+        "d.jsonl.zst",
+        lambda: b"\x28\xb5\x2f\xfd\x00\xa8\x03\x00\x10A",
+        "more than decode_bytes=.*--long=31",
+    ),
     "a line of 200 MB": ("d.jsonl", lambda: b"x" * (200 * _MB), "rejects: 1 LineTooLong$"),
     "a line of 200 MB as text": ("d.txt", lambda: b"x" * (200 * _MB), "rejects: 1 LineTooLong$"),
     "CSV: 80 MB of quotes": ("d.csv", lambda: b"text,b\n" + b'"' * (80 * _MB), "rejects: 1 LineTooLong$"),

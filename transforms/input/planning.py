@@ -23,7 +23,8 @@ from distilbeam.transforms.storage.filesystems import FileInfo, is_local, match_
 from .column_types import with_wide_categories
 from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, detect, is_text_type, reading, unify
-from .formats.lines import Block, open_stream
+from .formats.compression import open_stream
+from .formats.lines import Block
 from .read_settings import ReadSettings
 from .splits import Part, Split
 
@@ -184,10 +185,10 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
             raise InputError(f"{url!r} has {', '.join(map(repr, twice))} twice; rename one of them")
         return replace(file, rows=tuple(rows)), pa.schema([_readable(field) for field in schema])
     if file.format == "text":
-        with reading(url), open_stream(url, file.compression):
+        with reading(url), open_stream(url, file.compression, settings.decode_bytes):
             name = settings.text[0] if len(settings.text) == 1 else "text"
         return file, pa.schema([(name, pa.string())])
-    with reading(url), open_stream(url, file.compression) as stream:
+    with reading(url), open_stream(url, file.compression, settings.decode_bytes) as stream:
         if file.format == "jsonl":
             found, count = jsonl.infer(stream, settings.text, settings.max_line_bytes)
             return replace(file, empty=not count), pa.schema(found)

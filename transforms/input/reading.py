@@ -19,7 +19,8 @@ from distilbeam.transforms.storage.filesystems import file_info
 
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, count_leaves, decode_text, reading
-from .formats.lines import BadLine, Block, find_invalid_utf8, open_stream, parse, read_blocks
+from .formats.compression import open_stream
+from .formats.lines import BadLine, Block, find_invalid_utf8, parse, read_blocks
 from .planning import partition_value, read_schema
 from .read_settings import ReadSettings
 from .splits import Part, Split
@@ -171,7 +172,7 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
     seen = lines = 0
     offset = int(part.format == "csv")  # its rows count from 0, lines from 1
     most = max(1, min(_MOST_LINES, _MOST_CELLS // max(count_leaves(schema), 1)))
-    with reading(part.source), open_stream(part.source, part.compression) as stream:
+    with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
         for block in _blocks(part, stream, settings.max_line_bytes):
             if isinstance(block, BadLine):
                 reject = Reject.of("read", block.error, block.reason, row=block.number, length=block.length)
@@ -221,7 +222,7 @@ def _documents(part: Part, block: Block, header: list[str]) -> Block:
 def _header(part: Part, settings: ReadSettings) -> list[str]:
     if part.format not in ("csv", "tsv"):
         return []
-    with reading(part.source), open_stream(part.source, part.compression) as stream:
+    with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
         return delimited.read_header(stream, part.format, settings.max_line_bytes)
 
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 from distilbeam.transforms.input.column_types import with_wide_categories
 from distilbeam.transforms.input.formats import jsonl
 from distilbeam.transforms.input.formats.base import detect, is_text_type, reading, unify
-from distilbeam.transforms.input.formats.lines import BadLine, open_stream, parse, read_blocks
+from distilbeam.transforms.input.formats.compression import open_stream
+from distilbeam.transforms.input.formats.lines import BadLine, parse, read_blocks
 from distilbeam.transforms.input.planning import InputFile, cut, list_inputs, look, wanted
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
@@ -221,15 +222,16 @@ def _fits(settings: ReadSettings, url: str, column: pa.Field, found: pa.Field) -
     except pa.ArrowException:
         format, compression = detect(url, settings.format)
         # Inferred types tell too little: nulls alone pass for strings.
-        return format == "jsonl" and _reads_as(url, compression, column, settings.max_line_bytes)
+        return format == "jsonl" and _reads_as(url, compression, column, settings)
 
 
-def _reads_as(url: str, compression: str | None, column: pa.Field, max_line_bytes: int) -> bool:
+def _reads_as(url: str, compression: str | None, column: pa.Field, settings: ReadSettings) -> bool:
     """Whether the first lines of JSON have values of this type, or none, in a column."""
     schema = pa.schema([column])
     parser, diagnose = jsonl.parser(schema), jsonl.diagnoser(schema, None)
-    with reading(url), open_stream(url, compression) as stream:
-        for block in read_blocks(stream, 0, _SAMPLE_BYTES, max_line_bytes=max_line_bytes, block_bytes=_SAMPLE_BYTES):
+    with reading(url), open_stream(url, compression, settings.decode_bytes) as stream:
+        most = settings.max_line_bytes
+        for block in read_blocks(stream, 0, _SAMPLE_BYTES, max_line_bytes=most, block_bytes=_SAMPLE_BYTES):
             if isinstance(block, BadLine):
                 continue
             _, _, rejects = parse(jsonl.without_blank(block), parser, diagnose, include_text=False)

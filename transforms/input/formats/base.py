@@ -40,7 +40,15 @@ _EXTENSIONS = {
     ".tsv": "tsv",
     ".txt": "text",
 }
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_COMPRESSIONS = {
+    ".gz": "gzip",
+    ".gzip": "gzip",
+    ".bgz": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bzip2",
+    ".xz": "xz",
+}
 
 
 @dataclass(frozen=True, slots=True)

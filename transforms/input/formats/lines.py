@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from distilbeam.transforms.provenance import Reject
-from distilbeam.transforms.storage.filesystems import is_local, open_input, resolve
-
-from .base import Unreadable
 
 __all__ = [
     "BLOCK_BYTES",
@@ -21,15 +18,12 @@ __all__ = [
     "Block",
     "Diagnosis",
     "find_invalid_utf8",
-    "open_stream",
     "parse",
     "read_blocks",
     "read_line",
 ]
 
 BLOCK_BYTES = 4 << 20
-_FREE_BYTES = 64 << 20  # may come out of a packed file however small it is
-_MAX_RATIO = 250
 _MANY = 256  # so many lines are looked at one by one where they cannot be parsed together
 _FEW = 8  # and so few are parsed one by one
 _BOM = b"\xef\xbb\xbf"
@@ -103,45 +97,6 @@ class BadLine:
     length: int
     error: str = "LineTooLong"
     reason: str = "the line is longer than max_line_bytes allows"
-
-
-def open_stream(url: str, compression: str | None) -> Any:
-    """A binary file for reading, unpacked if it is compressed; members after the first are read too."""
-    if compression is None:
-        return open_input(url)
-    raw = pa.OSFile(resolve(url)[1]) if is_local(url) else pa.PythonFile(open_input(url), "r")
-    if not raw.size():
-        raise OSError("it is empty, which no packed file is")
-    return _Unpacked(raw, compression)
-
-
-class _Unpacked:
-    """What a packed file holds, unless it is so much more than the file that only a bomb can be meant."""
-
-    def __init__(self, raw: Any, compression: str):
-        self._raw = raw
-        self._stream = pa.CompressedInputStream(raw, compression)
-        self._bytes = 0
-
-    def __enter__(self) -> _Unpacked:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stream.close()
-
-    def read(self, size: int) -> bytes:
-        """Up to so many bytes, none at the end.
-
-        Raises:
-            Unreadable: the file unpacks to far more than its size.
-        """
-        data: bytes = self._stream.read(size)
-        self._bytes += len(data)
-        if self._bytes > _FREE_BYTES and self._bytes > _MAX_RATIO * self._raw.tell():
-            raise Unreadable(
-                f"it unpacks to more than {_MAX_RATIO} times its size, as a bomb does; if it is sound, unpack it before"
-            )
-        return data
 
 
 def read_line(stream: BinaryIO, limit: int) -> bytes:
