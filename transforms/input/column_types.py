@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-__all__ = ["mapped", "with_wide_categories", "without_dictionaries"]
+__all__ = ["holds", "mapped", "with_wide_categories", "without_dictionaries"]
 
 
 def mapped(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
@@ -34,6 +34,18 @@ def mapped(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> p
             if is_kind(kind):
                 kind = make(inner(kind.value_field))
     return change(kind)
+
+
+def holds(kind: pa.DataType, is_sought: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a type, or any type inside of it, is one that is sought."""
+    found = []
+
+    def look(inner: pa.DataType) -> pa.DataType:
+        found.append(is_sought(inner))
+        return inner
+
+    mapped(kind, look)
+    return any(found)
 
 
 def with_wide_categories(kind: pa.DataType) -> pa.DataType:

@@ -26,7 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .decoding import Damaged, Source, allowance, look, open_file, read_rows
+from .decoding import Damaged, Source, Times, allowance, int96_columns, look, open_file, read_rows
 
 __all__ = ["HEADER", "main", "receive"]
 
@@ -91,6 +91,10 @@ class _Worker:
             self._send(b"N", json.dumps(found).encode())
             return
         self._limit(request["memory"] + allowance(file.metadata, request["columns"], size))
+        times = None
+        if int96_columns(file).intersection(request["columns"]):
+            exact = open_file(Source(fetch, size), size, request["buffer"], "ns")
+            times = Times(exact, request["columns"], request["nanoseconds"])
         read_rows(
             file,
             request["start"],
@@ -100,6 +104,7 @@ class _Worker:
             batch_bytes=request["batch_bytes"],
             send=self._send_batch,
             alive=self._report,
+            times=times,
         )
 
     def _send(self, kind: bytes, body: Any) -> None:

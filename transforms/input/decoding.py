@@ -13,7 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-__all__ = ["MAX_RANGES", "Damaged", "Source", "allowance", "look", "open_file", "ranges", "read_rows"]
+__all__ = [
+    "MAX_RANGES",
+    "Damaged",
+    "Source",
+    "Times",
+    "allowance",
+    "int96_columns",
+    "look",
+    "open_file",
+    "ranges",
+    "read_rows",
+]
 
 MAX_RANGES = 16
 """A row group is cut into at most so many ranges, since each range decodes the rows before it again."""
@@ -58,8 +69,14 @@ class Source(io.RawIOBase):
         return data
 
 
-def open_file(source: Source, size: int, buffer_size: int) -> pq.ParquetFile:
+def open_file(source: Source, size: int, buffer_size: int, unit: str = "us") -> pq.ParquetFile:
     """The file, read page by page.
+
+    Args:
+        source: its bytes.
+        size: how many there are.
+        buffer_size: bytes that are read at once.
+        unit: of times that are stored as INT96, days and nanoseconds, which fit into no other type as a whole.
 
     Raises:
         Damaged: it is no Parquet file, or one that is encrypted or cut off.
@@ -75,7 +92,9 @@ def open_file(source: Source, size: int, buffer_size: int) -> pq.ParquetFile:
     if int.from_bytes(tail[:4], "little") > size - 12:
         raise Damaged("its footer would be larger than the file: it is cut off, or damaged")
     source.seek(0)
-    file = pq.ParquetFile(pa.PythonFile(source, "r"), pre_buffer=False, buffer_size=buffer_size)
+    file = pq.ParquetFile(
+        pa.PythonFile(source, "r"), pre_buffer=False, buffer_size=buffer_size, coerce_int96_timestamp_unit=unit
+    )
     if len(file.schema) > _MAX_COLUMNS:
         raise Damaged(f"it has {len(file.schema)} columns, more than {_MAX_COLUMNS}")
     if any(file.schema.column(leaf).path.count(".") > _MAX_DEPTH for leaf in range(len(file.schema))):
@@ -147,11 +166,12 @@ def read_rows(
     batch_bytes: int,
     send: Callable[[pa.RecordBatch], None],
     alive: Callable[[], None] = lambda: None,
+    times: Times | None = None,
 ) -> None:
     """Sends the rows of a range, with those wanted columns that the file has, in pieces of about ``batch_bytes``.
 
     Raises:
-        Damaged: a row group has fewer rows than it should.
+        Damaged: a row group has fewer rows than it should, or a time is not what its type could tell.
         MemoryError: the memory is not enough for a single row.
     """
     stop = file.metadata.num_rows if stop is None else stop
@@ -169,7 +189,7 @@ def read_rows(
         end = min(row, stop) - first
         while done < end:
             try:
-                for batch in _decoded(file, index, columns, rows, done, end):
+                for batch in _decoded(file, index, columns, rows, done, end, times):
                     if not batch.num_rows:
                         alive()
                         continue
@@ -184,15 +204,17 @@ def read_rows(
 
 
 def _decoded(
-    file: pq.ParquetFile, index: int, columns: list[str], rows: int, done: int, end: int
+    file: pq.ParquetFile, index: int, columns: list[str], rows: int, done: int, end: int, times: Times | None
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a group from ``done`` to ``end``, and an empty batch for each that lies before."""
     at = 0
+    check = times.checker(index, rows) if times else None
     batches = file.iter_batches(rows, row_groups=[index], columns=columns, use_threads=False)
     while at < end:
         batch = next(batches, None)
         if batch is None or not batch.num_rows:
             raise Damaged(f"its row group {index} has fewer rows than its footer says")
+        batch = check(batch) if check else batch
         low, high = max(done - at, 0), min(batch.num_rows, end - at)
         at += batch.num_rows
         yield batch.slice(low, max(high - low, 0))
@@ -218,6 +240,69 @@ def _unpacked_bytes(batch: pa.RecordBatch) -> int:
         else:
             size += column.nbytes
     return size
+
+
+class Times:
+    """The times of a file that are stored as INT96, which are decoded twice: no type holds all that they can tell.
+
+    Microseconds reach every year but lose digits, nanoseconds tell the years from 1677 to 2262 and take any other for
+    one of these. Where the two agree nothing is lost.
+
+    Args:
+        file: the file, opened with nanoseconds.
+        columns: the columns to read.
+        fine: those of them that are wanted in nanoseconds.
+    """
+
+    def __init__(self, file: pq.ParquetFile, columns: Collection[str], fine: Collection[str]):
+        self._file = file
+        self._fine = frozenset(fine)
+        self._columns = [name for name in columns if name in int96_columns(file)]
+
+    def checker(self, index: int, rows: int) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+        """What gives each batch of a row group, decoded in microseconds and in order, the times as they are wanted."""
+        batches = self._file.iter_batches(rows, row_groups=[index], columns=self._columns, use_threads=False)
+        held: list[pa.RecordBatch] = []
+
+        def check(batch: pa.RecordBatch) -> pa.RecordBatch:
+            nonlocal held
+            while sum(part.num_rows for part in held) < batch.num_rows:
+                held.append(next(batches))
+            exact = pa.concat_batches(held) if len(held) > 1 else held[0]
+            held = [exact.slice(batch.num_rows)] if exact.num_rows > batch.num_rows else []
+            for name in self._columns:
+                at = batch.schema.get_field_index(name)
+                column = self._agreed(name, batch.column(at), exact.column(name).slice(0, batch.num_rows))
+                batch = batch.set_column(at, pa.field(name, column.type), column)
+            return batch
+
+        return check
+
+    def _agreed(self, name: str, coarse: pa.Array, exact: pa.Array) -> pa.Array:
+        if name in self._fine:
+            try:
+                coarse.cast(exact.type)
+            except pa.ArrowInvalid:
+                raise Damaged(
+                    f"column {name!r} holds a time outside of the years 1677 to 2262, which nanoseconds cannot tell; "
+                    "give the column a type of microseconds with types="
+                ) from None
+            return exact
+        if not coarse.cast(exact.type, safe=False).equals(exact):  # both wrap around alike
+            raise Damaged(
+                f"column {name!r} holds a time with nanoseconds, which microseconds would lose; give the column a "
+                "type of nanoseconds with types="
+            )
+        return coarse
+
+
+def int96_columns(file: pq.ParquetFile) -> set[str]:
+    """The top-level columns that have times stored as INT96."""
+    schema = file.schema
+    leaves = {index for index in range(len(schema)) if schema.column(index).physical_type == "INT96"}
+    if not leaves:
+        return set()
+    return {name for name in file.schema_arrow.names if leaves.intersection(_leaves(schema, [name]))}
 
 
 def _leaves(schema: pq.ParquetSchema, columns: Collection[str]) -> list[int]:

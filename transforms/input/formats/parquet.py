@@ -11,6 +11,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from distilbeam.transforms.input import sandbox
+from distilbeam.transforms.input.column_types import holds
 from distilbeam.transforms.storage.filesystems import is_local, open_input
 
 from .base import Unreadable, reading
@@ -54,6 +55,8 @@ def read_rows(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a range, with those columns of the schema that the file has.
 
+    Times that are stored as INT96 come in microseconds, or in nanoseconds where the schema has these.
+
     Args:
         url: the file.
         start: the first row.
@@ -69,6 +72,7 @@ def read_rows(
     request = {
         "what": "rows",
         "columns": schema.names,
+        "nanoseconds": [field.name for field in schema if holds(field.type, _is_nanoseconds)],
         "start": start,
         "stop": stop,
         "batch_rows": batch_rows,
@@ -80,6 +84,10 @@ def read_rows(
         for kind, body in _asked(request, stream if local else None, None if local else _reader(stream)):
             if kind == b"B":
                 yield sandbox.batch_of(body)
+
+
+def _is_nanoseconds(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) and kind.unit == "ns")
 
 
 @contextmanager
