@@ -22,11 +22,12 @@ from distilbeam.transforms.storage.filesystems import FileInfo, is_local, match_
 
 from .column_types import with_wide_categories
 from .formats import delimited, jsonl, parquet
-from .formats.base import MAX_COLUMNS, count_leaves, detect, is_text_type, reading, unify
+from .formats.base import MAX_COLUMNS, count_leaves, detect, reading, unify
 from .formats.compression import open_stream
 from .formats.lines import Block
 from .read_settings import ReadSettings
 from .splits import Part, Split
+from .text_columns import check_text
 
 __all__ = [
     "InputFile",
@@ -190,7 +191,7 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
         return file, pa.schema([(name, pa.string())])
     with reading(url), open_stream(url, file.compression, settings.decode_bytes) as stream:
         if file.format == "jsonl":
-            found, count = jsonl.infer(stream, settings.text, settings.max_line_bytes)
+            found, count = jsonl.infer(stream, settings.text, settings.max_line_bytes, settings.as_text)
             return replace(file, empty=not count), pa.schema(found)
         header = delimited.read_header(stream, file.format, settings.max_line_bytes)
     return file, pa.schema([(name, pa.string()) for name in header])
@@ -271,9 +272,7 @@ def _check_types(formats: Collection[str], types: Mapping[str, pa.DataType]) -> 
 def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) -> pa.Field:
     """The field that a column of these types has, each type with a file that has it."""
     if name in settings.text:
-        for kind, url in types.items():
-            if not is_text_type(kind) and not pa.types.is_null(kind):
-                raise InputError(f"the text column {name!r} of {url!r} is {kind}, not a string; convert it")
+        check_text(settings, name, types)
         return pa.field(name, pa.string())
     if name in settings.types:
         return pa.field(name, settings.types[name])
@@ -284,7 +283,7 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
         except pa.ArrowException:
             raise InputError(
                 f"column {name!r} is {field.type} in {source!r} but {other.type} in {url!r}; leave it out by listing "
-                "the columns to keep, or give it a type with types="
+                "the columns to keep, or give it a type with types=, such as string"
             ) from None
         if both.type != field.type:
             field, source = both, url

@@ -69,7 +69,9 @@ class ReadSettings:
             whole_number(name, getattr(self, name), least, most)
         for name in self.text:
             if name in self.types and not is_text_type(self.types[name]):
-                raise SettingsError(f"types gives the text column {name!r} the type {self.types[name]}; leave it out")
+                raise SettingsError(
+                    f"types gives the text column {name!r} the type {self.types[name]}; leave it out, or give it string"
+                )
 
     @property
     def asked(self) -> tuple[str, ...] | None:
@@ -77,6 +79,11 @@ class ReadSettings:
         if self.keep is None:
             return None
         return tuple(dict.fromkeys((*self.keep, *self.text, *([self.id] if self.id else []))))
+
+    @property
+    def as_text(self) -> frozenset[str]:
+        """The columns that are strings whatever a file has them as."""
+        return frozenset(name for name, kind in self.types.items() if str(kind) in ("string", "large_string"))
 
     @property
     def transient(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from distilbeam.transforms.provenance import ROW, Provenance, Reject
 from distilbeam.transforms.storage.filesystems import file_info
 
 from .formats import delimited, jsonl, parquet
-from .formats.base import Chunk, count_leaves, decode_text, reading
+from .formats.base import Chunk, count_leaves, decode_text, is_text_type, reading
 from .formats.compression import open_stream
 from .formats.lines import BadLine, Block, find_invalid_utf8, parse, read_blocks
 from .planning import partition_value, read_schema
@@ -163,7 +163,8 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
     if part.format == "jsonl":
         # Where the user has not named the columns, keys that the sample lacked are a surprise.
         unread = partial(_warn_of_unread_keys, part.source) if settings.asked is None else None
-        parser, diagnose = jsonl.parser(schema, unread), jsonl.diagnoser(schema, settings.id)
+        parser = jsonl.parser(schema, unread, settings.as_text)
+        diagnose = jsonl.diagnoser(schema, settings.id, settings.as_text)
     elif part.format == "text":
         parser, diagnose = _text_parser(schema.names[0]), _no_diagnosis
     else:
@@ -282,9 +283,11 @@ def _column(
         column = pa.repeat(pa.scalar(partition_value(partitions[field.name]), pa.string()), count)
     else:
         column = pa.nulls(count, field.type)
-    if field.name in settings.text:
+    if field.name in settings.text and is_text_type(column.type):
         return decode_text(column)
     try:
+        if field.name in settings.text:  # types= has asked for it
+            return column.cast(pa.string()).view(pa.binary())
         return column if column.type == field.type else column.cast(field.type)
     except pa.ArrowException:
         raise InputError(

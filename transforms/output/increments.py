@@ -214,7 +214,7 @@ def _surplus(url: str, name: str) -> Misfit:
 
 def _fits(settings: ReadSettings, url: str, column: pa.Field, found: pa.Field) -> bool:
     if column.name in settings.text:
-        return is_text_type(found.type) or pa.types.is_null(found.type)
+        return is_text_type(found.type) or pa.types.is_null(found.type) or column.name in settings.types
     if column.name in settings.types:
         return True
     try:

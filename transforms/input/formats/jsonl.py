@@ -16,7 +16,7 @@ byte order mark                             passed over at the start of the file
 line ends                                   ``\n`` or ``\r\n``; a lone ``\r`` is white space; U+2028 is text
 an empty key                                a column with an empty name
 nesting                                     a reject where it is too deep for the type of a column
-a value of another type                     a reject
+a value of another type                     a reject; as it is written where ``types`` gives its column as string
 keys that the sample lacked                 not read; a warning once for each file
 ==========================================  ============================================================
 """
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, pairwise
 from typing import Any
@@ -37,6 +37,7 @@ import pyarrow.json
 from distilbeam.transforms.provenance import show_value
 
 from .base import MAX_COLUMNS, Unreadable, unify
+from .json_text import as_text, kind_of
 from .lines import BadLine, Block, Diagnosis, parse, read_blocks
 from .strict import Finding, duplicates, has_constants, has_lost_digits, screen, short_name
 
@@ -52,20 +53,35 @@ _STEPS[[ord("}"), ord("]")]] = -1
 _KEY = re.compile(rb'"[ \t]*:')
 
 
-def parser(schema: pa.Schema, unread: Callable[[], None] | None = None) -> Callable[[Block], pa.RecordBatch]:
-    """What turns lines into rows of the schema; keys that it lacks are passed over, and ``unread`` is called once."""
+def parser(
+    schema: pa.Schema, unread: Callable[[], None] | None = None, texts: Collection[str] = ()
+) -> Callable[[Block], pa.RecordBatch]:
+    """What turns lines into rows of the schema.
+
+    Args:
+        schema: the columns; keys that it lacks are passed over.
+        unread: called once if there are such keys.
+        texts: string columns that take other values as they are written.
+    """
     written = pa.schema([field.with_type(_written(field.type)) for field in schema])
     waiting = [unread] if unread else []
 
-    def read(block: Block) -> pa.RecordBatch:
-        batch = None
+    def parsed(block: Block) -> pa.RecordBatch:
         if waiting:
             with suppress(pa.ArrowInvalid):
-                batch = _read(block, written, "error")
-        if batch is None:
-            batch = _read(block, written, "ignore")
-            if waiting:
-                waiting.pop()()
+                return _read(block, written, "error")
+        batch = _read(block, written, "ignore")
+        if waiting:
+            waiting.pop()()
+        return batch
+
+    def read(block: Block) -> pa.RecordBatch:
+        try:
+            batch = parsed(block)
+        except pa.ArrowInvalid:
+            if not texts:
+                raise
+            batch = parsed(as_text(block, texts))
         if has_constants(block):
             raise pa.ArrowInvalid("NaN or Infinity")
         if has_lost_digits(block, batch):
@@ -79,11 +95,14 @@ def parser(schema: pa.Schema, unread: Callable[[], None] | None = None) -> Calla
     return read
 
 
-def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[pa.Field], int]:
+def infer(
+    stream: Any, text: Sequence[str], max_line_bytes: int, texts: Collection[str] = ()
+) -> tuple[list[pa.Field], int]:
     """The fields of the first lines of a file, and the number of objects among them.
 
-    Text columns are strings, also where other values come first. Dates stay strings, and so do columns that are
-    always null; a column that is always an empty object is left out, since Parquet cannot hold it.
+    Text columns are strings if any of their values is, also where other values come first, and so are those that
+    ``texts`` names. Dates stay strings, and so do columns that are always null; a column that is always an empty object
+    is left out, since Parquet cannot hold it.
 
     Raises:
         Unreadable: the file is a JSON array, not JSON lines.
@@ -91,25 +110,34 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
     known = pa.schema([pa.field(name, pa.string()) for name in text])
     fields: dict[str, pa.Field] = {}
     present: dict[str, None] = {}
+    strings: set[str] = set()
+    others: dict[str, list[Any]] = {}  # values of text columns without a string
     count = 0
     first = b""
     for block in read_blocks(stream, 0, _SAMPLE_BYTES, max_line_bytes=max_line_bytes, block_bytes=_SAMPLE_BYTES):
         if isinstance(block, BadLine):
             continue
-        lines = without_blank(block)
+        lines = as_text(without_blank(block), texts) if texts else without_blank(block)
         first = first or (lines.line(0).lstrip() if len(lines) else b"")
         batches = [batch for piece in _pieces(_simple(lines)) for batch in _inferred(piece, known)]
         if not count:  # Arrow puts the text columns first; the file's own order is kept
-            present |= _keys(lines.slice(0, min(len(lines), 1)))
-        present |= {name: None for name in text for batch in batches if batch[name].null_count < batch.num_rows}
-        if not present.keys() >= set(text):  # always null, or not there at all
-            present |= _keys(lines)
+            present |= _keys(lines.slice(0, min(len(lines), 1)), others)
+        strings |= {name for name in text for batch in batches if batch[name].null_count < batch.num_rows}
+        present |= dict.fromkeys(name for name in text if name in strings)
+        if not strings >= set(text):  # always null, of another type, or not there at all
+            present |= _keys(lines, others, set(text) - strings)
         count += sum(batch.num_rows for batch in batches)
         for field in (field for batch in batches for field in batch.schema):
             try:
                 fields[field.name] = unify([fields[field.name], field]) if field.name in fields else field
             except pa.ArrowException:
                 continue  # the type seen first stays; lines of another type become rejects
+    fields |= {
+        name: pa.field(name, kind)
+        for name, values in others.items()
+        if name not in strings and (kind := kind_of(values)) is not None
+    }
+    count = max(count, *map(len, others.values())) if others else count
     if not count and first.startswith(b"["):
         raise Unreadable("it is a JSON array, not JSON lines; write one object on each line")
     kept = [field.with_type(_storable(field.type)) for field in fields.values() if not _is_empty(field.type)]
@@ -118,9 +146,9 @@ def infer(stream: Any, text: Sequence[str], max_line_bytes: int) -> tuple[list[p
     return sorted(kept, key=lambda field: order.get(field.name, len(order))), count
 
 
-def diagnoser(schema: pa.Schema, id: str | None) -> Diagnosis:
-    """What names error class, reason and id of a line that the parser refuses."""
-    look = screen(schema, id)
+def diagnoser(schema: pa.Schema, id: str | None, texts: Collection[str] = ()) -> Diagnosis:
+    """What names error class, reason and id of a line that the parser refuses; ``texts`` are those of ``parser``."""
+    look = screen(schema, id, texts)
 
     def diagnose(line: bytes, thorough: bool) -> Finding | None:
         finding, value = look(line)
@@ -134,7 +162,7 @@ def diagnoser(schema: pa.Schema, id: str | None) -> Diagnosis:
         known = show_value(name) if isinstance(name, str | int) else None
         for field in schema:
             try:
-                parser(pa.schema([field]))(alone)
+                parser(pa.schema([field]), texts=texts)(alone)
             except pa.ArrowInvalid:
                 if duplicates(values.get(field.name)):
                     return "DuplicateKey", f"a key occurs twice in an object of column {field.name!r}", known
@@ -230,14 +258,18 @@ def _require_objects(block: Block) -> None:
             raise pa.ArrowInvalid("a line is not an object")
 
 
-def _keys(block: Block) -> dict[str, None]:
-    """The keys of all objects, in the order in which they come first."""
+def _keys(block: Block, others: dict[str, list[Any]], names: Collection[str] = ()) -> dict[str, None]:
+    """The keys of all objects, in the order in which they come first; values of some of them go into ``others``."""
     keys: dict[str, None] = {}
     for index in range(len(block)):
         try:
-            keys.update(dict.fromkeys(json.loads(block.line(int(index)))))
+            value = json.loads(block.line(int(index)))
+            keys.update(dict.fromkeys(value))
         except (ValueError, RecursionError, TypeError):
             continue
+        for name in names if isinstance(value, dict) else ():
+            if value.get(name) is not None:
+                others.setdefault(name, []).append(value[name])
     return keys
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from typing import Any
 
@@ -58,9 +58,14 @@ def has_lost_digits(block: Block, batch: pa.RecordBatch) -> bool:
     return False
 
 
-def screen(schema: pa.Schema, id: str | None) -> Callable[[bytes], tuple[Finding | None, Any]]:
-    """What names error class, reason and id of a line, if a look at it without Arrow tells; and the pairs it holds."""
-    kinds = [(field.name, field.type, _kind(field.type)) for field in schema]
+def screen(
+    schema: pa.Schema, id: str | None, texts: Collection[str] = ()
+) -> Callable[[bytes], tuple[Finding | None, Any]]:
+    """What names error class, reason and id of a line, if a look at it without Arrow tells; and the pairs it holds.
+
+    ``texts`` are columns that take any value.
+    """
+    kinds = [(field.name, field.type, None if field.name in texts else _kind(field.type)) for field in schema]
     constants: list[str] = []
     decoder = json.JSONDecoder(object_pairs_hook=_Pairs, parse_constant=constants.append, parse_int=_integer)
 
