@@ -210,6 +210,8 @@ class Encoder:
         """What the checkpoint has decided: settings left to it, and all of its configuration that changes features."""
         checkpoint = self.checkpoint
         decided: dict[str, Any] = {"max_length": self._max_length(spec)}
+        if self._tokenizer.markers:
+            decided["added_tokens"] = len(self._tokenizer.markers.tokens)
         if spec.needs_encoder:
             decided |= {"n_heads": checkpoint.config.n_heads, "activation": checkpoint.config.activation}
         if "embedding" in spec.features:

@@ -64,7 +64,9 @@ def tokenize(texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, max
     """Tokenize texts and truncate each to ``max_length`` tokens, special tokens included.
 
     The ids equal those of ``transformers`` with ``truncation=True, max_length=max_length, split_special_tokens=True``:
-    a ``[SEP]`` written in a text is text. A long text is read only as far as its kept tokens need.
+    a ``[SEP]`` written in a text is text. So they do for special tokens of the checkpoint's own, such as ``[E1]``, but
+    without ``split_special_tokens``: they are tokens in a text too. A long text is read only as far as its kept tokens
+    need.
 
     Args:
         texts: strings, or string[rows] of Arrow without nulls.
@@ -165,14 +167,29 @@ def _encode_beginnings(texts: Sequence[str] | pa.Array, tokenizer: WordPieceToke
     """Ids of texts, or of beginnings of them that have more than ``room``."""
     if not tokenizer.splits_words:
         return ragged(tokenizer.encode([part.decode() for part in _parts(texts, np.arange(len(texts)))]))
+    if not tokenizer.markers or not (marked := tokenizer.markers.possible(texts)).any():
+        return _encode_unmarked(texts, tokenizer, room, np.zeros(len(texts), dtype=np.bool_))
+    ids, edges = _encode_unmarked(texts, tokenizer, room, marked)
+    rows = np.flatnonzero(marked)
+    more, more_edges = ragged(tokenizer.encode([part.decode() for part in _parts(texts, rows)]))
+    starts, stops = edges[:-1].copy(), edges[1:].copy()
+    starts[rows], stops[rows] = len(ids) + more_edges[:-1], len(ids) + more_edges[1:]
+    return gather(np.concatenate([ids, more]), starts, stops)
+
+
+def _encode_unmarked(
+    texts: Sequence[str] | pa.Array, tokenizer: WordPieceTokenizer, room: int, omitted: npt.NDArray[np.bool_]
+) -> Ragged:
+    """As ``_encode_beginnings`` for texts without markers; those of bool[rows] get no ids."""
     window = _window(room)
-    long = _sizes(texts) > window
-    if not long.any():
+    long = (_sizes(texts) > window) & ~omitted
+    if not long.any() and not omitted.any():
         return encode_by_word(*_bytes(texts), tokenizer)
     beginnings = {row: Beginning(_document(texts, row), tokenizer) for row in np.flatnonzero(long).tolist()}
-    short = iter(_parts(texts, np.flatnonzero(~long)))
+    short = iter(_parts(texts, np.flatnonzero(~long & ~omitted)))
     parts = [
-        beginnings[row].read(window).encode() if is_long else next(short) for row, is_long in enumerate(long.tolist())
+        beginnings[row].read(window).encode() if row in beginnings else b"" if omitted[row] else next(short)
+        for row in range(len(texts))
     ]
     ids, edges = encode_by_word(*_end_to_end(parts), tokenizer)
     while beginnings := {

@@ -89,7 +89,7 @@ def ragged(rows: list[list[int]]) -> Ragged:
 
 
 def encode_by_word(data: npt.NDArray[np.uint8], edges: npt.NDArray[np.int64], tokenizer: WordPieceTokenizer) -> Ragged:
-    """Ids of texts without special tokens, untruncated; those of ``tokenizer.encode``.
+    """Ids of texts without special tokens, untruncated; those of ``tokenizer.encode_unmarked``.
 
     Args:
         data: uint8[bytes], UTF-8 of the texts end to end.
@@ -113,7 +113,8 @@ def encode_by_word(data: npt.NDArray[np.uint8], edges: npt.NDArray[np.int64], to
     if len(encoded.dictionary) > max(_MANY, len(positions) // 4):
         # They hardly repeat, so there is little to spare.
         whole = data.tobytes()
-        return ragged(tokenizer.encode([whole[start:stop].decode() for start, stop in pairwise(edges.tolist())]))
+        texts = [whole[start:stop].decode() for start, stop in pairwise(edges.tolist())]
+        return ragged(tokenizer.encode_unmarked(texts))
     distinct = [word.rstrip(b" \t\n\r") for word in encoded.dictionary.to_pylist()]
     (table, table_offsets), numbers = _look_up(distinct, tokenizer)
     rows = numbers[encoded.indices.to_numpy()]
@@ -161,14 +162,14 @@ def _encode(words: list[str], tokenizer: WordPieceTokenizer) -> list[list[int]]:
         joined = [number for number, word in enumerate(words) if word != _STOP]
         groups = [joined[start : start + _TOGETHER] for start in range(0, len(joined), _TOGETHER)]
         texts = [f" {_STOP} ".join([words[number] for number in group]) for group in groups]
-        for group, found in zip(groups, tokenizer.encode(texts) if texts else (), strict=True):
+        for group, found in zip(groups, tokenizer.encode_unmarked(texts) if texts else (), strict=True):
             parts = _split(found, stop)
             if len(parts) == len(group):
                 for number, part in zip(group, parts, strict=True):
                     ids[number] = part
     rest = [number for number, part in enumerate(ids) if part is None]
     if rest:
-        for number, part in zip(rest, tokenizer.encode([words[number] for number in rest]), strict=True):
+        for number, part in zip(rest, tokenizer.encode_unmarked([words[number] for number in rest]), strict=True):
             ids[number] = part
     return [part for part in ids if part is not None]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from distilbeam.transforms.errors import CheckpointError
 
-from .files import digest, is_there, plain, read_json, read_whole, shown
+from .files import is_there, plain, read_json, shown
 from .header import Tensors, WeightsFile
 from .location import locate
 from .sentence import SentenceSettings, read_sentence_settings
-from .tokenizer import check_tokenizer_config, tokenizer_files
+from .tokenizer import TokenizerFiles, check_tokenizer_config
 
 __all__ = ["Checkpoint", "ModelConfig"]
 
@@ -148,7 +148,7 @@ class Checkpoint:
         shapes = {prefix + name: dims for name, dims in shape.encoder_shapes().items()}
         _verify(tensors, shapes, folder)
         _verify_nothing_else(tensors, shapes, prefix, folder)
-        contents = [read_whole(file) for file in tokenizer_files(folder)]
+        tokenizer = TokenizerFiles.read(folder)
         check_tokenizer_config(folder)
         labels = _labels(config, tensors, shape, folder)
         return cls(
@@ -163,7 +163,7 @@ class Checkpoint:
             sentence=sentence,
             max_length=_max_length(folder, sentence, shape),
             weights=weights,
-            tokenizer_sha256=digest(contents),
+            tokenizer_sha256=tokenizer.sha256,
         )
 
     @cached_property

@@ -18,6 +18,7 @@ __all__ = [
     "is_there",
     "open_regular",
     "parse_json",
+    "parse_object",
     "plain",
     "read_json",
     "read_whole",
@@ -98,6 +99,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{shown(path.parent)} has no {path.name}; give the folder of a DistilBERT checkpoint"
         ) from None
+    return _object(content, path)
+
+
+def parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    """As ``parse_json``, and an object.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    return _object(parse_json(content, path), path)
+
+
+def _object(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{shown(path)} is not a JSON object; copy it again")
     return content

@@ -38,7 +38,7 @@ def checked(state: Any, path: Path, vocab_size: int, control: Collection[str]) -
         state: the file's content.
         path: its name, for messages.
         vocab_size: ids that the model knows.
-        control: tokens that are text where a text has them, whatever the file says.
+        control: tokens that are text where a text has them, whatever the file says; no others are.
 
     Raises:
         CheckpointError: it asks for something else, or does not fit the model.
@@ -51,7 +51,9 @@ def checked(state: Any, path: Path, vocab_size: int, control: Collection[str]) -
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added(state.get("added_tokens"), path, vocab_size, control),
+        "added_tokens": _added(
+            state.get("added_tokens"), path, vocab_size, {*control, *_framing(state.get("post_processor"))}
+        ),
         **{part: state.get(part) for part in _ALLOWED},
         "decoder": None,
         "model": _model(state["model"], path, vocab_size),
@@ -137,7 +139,25 @@ def _added(tokens: Any, path: Path, vocab_size: int, control: Collection[str]) -
             raise _unreadable(path, "one of its added_tokens has no content or id")
         if not 0 <= token["id"] < vocab_size:
             raise beyond(path, token["id"], vocab_size)
-    return [{**token, "special": token.get("special") or token["content"] in control} for token in tokens]
+    # What is special is passed over in a text: only the control tokens are to be.
+    return [{**token, "special": token["content"] in control} for token in tokens]
+
+
+def _framing(processor: Any) -> set[str]:
+    """The tokens that a post-processor puts around texts."""
+    found: set[str] = set()
+    if isinstance(processor, dict):
+        for member in processor.get("processors") or ():
+            found |= _framing(member)
+        for end in ("cls", "sep"):  # of BertProcessing and RobertaProcessing: token and id
+            pair = processor.get(end)
+            found |= {pair[0]} if isinstance(pair, list) and pair and isinstance(pair[0], str) else set()
+        special = processor.get("special_tokens")
+        if isinstance(special, dict):
+            for name, entry in special.items():
+                tokens = entry.get("tokens") if isinstance(entry, dict) else None
+                found |= {name, *(token for token in tokens or () if isinstance(token, str))}
+    return found
 
 
 def beyond(path: Path, largest: int, vocab_size: int) -> CheckpointError:

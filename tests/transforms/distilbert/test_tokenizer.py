@@ -103,13 +103,15 @@ def test_stored_truncation_and_padding_are_put_aside(folder: Path) -> None:
     assert [len(row) for row in tokenizer.encode(["the cat sat on the mat", "a"])] == [6, 1]
 
 
-def test_words_added_to_the_vocabulary_forbid_cutting_texts(folder: Path, checkpoints: Checkpoints) -> None:
+def test_texts_that_may_hold_words_added_to_the_vocabulary_are_known(folder: Path, checkpoints: Checkpoints) -> None:
     shutil.copy(Path(checkpoints.bare, "tokenizer.json"), folder)
-    assert WordPieceTokenizer.load(folder, 1_000).splits_words
+    assert not WordPieceTokenizer.load(folder, 1_000).markers
     added = Tokenizer.from_file(str(folder / "tokenizer.json"))
     added.add_tokens([AddedToken("the cat", normalized=False)])
     added.save(str(folder / "tokenizer.json"))
-    assert not WordPieceTokenizer.load(folder, 1_000).splits_words
+    tokenizer = WordPieceTokenizer.load(folder, 1_000)
+    assert tokenizer.splits_words
+    assert tokenizer.markers.possible(["a the cat", "the", "cat", ""]).tolist() == [True, False, False, False]
 
 
 def test_ideographs_are_words_only_where_the_tokenizer_splits_them(folder: Path) -> None:
