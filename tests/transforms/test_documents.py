@@ -260,7 +260,7 @@ def test_small_files_share_a_split_and_parts_do_not_mix(tmp_path: Path, read: An
     for number in range(10):
         write(tmp_path, f"{number}.jsonl" if number % 2 else f"{number}.parquet", [{"text": str(number)}])
     write(tmp_path, "55.jsonl", [{"text": "x"}]).write_text("")
-    found = read(tmp_path)
+    found = read([tmp_path / "*.parquet", tmp_path / "*.jsonl"])
     assert len(found.splits) == 1
     assert [batch.num_rows for batch in found.batches] == [1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1]
     assert found.texts == [str(number) for number in range(10)]

@@ -18,15 +18,17 @@ import pyarrow as pa
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.names import columns_like
 from distilbeam.transforms.provenance import ROW
-from distilbeam.transforms.storage.filesystems import FileInfo, is_local, match_files
+from distilbeam.transforms.storage.filesystems import FileInfo, is_local
 
 from .column_types import with_wide_categories
+from .discovery import find_files
 from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, detect, reading, unify
 from .formats.compression import open_stream
 from .formats.lines import Block
 from .read_settings import ReadSettings
 from .splits import Part, Split
+from .tables import TableFile, plain_schema, unmapped_column
 from .text_columns import check_text
 
 __all__ = [
@@ -62,17 +64,20 @@ class InputFile:
     sampled: bool = False
     empty: bool = False
     bad: bool = False
+    given: tuple[tuple[str, str], ...] = ()  # partition values that a table's log tells, of columns the file lacks
 
     @property
     def partitions(self) -> tuple[tuple[str, str], ...]:
         """Values of hive partitions (``key=value`` folders) in the path, as they are written there."""
+        if isinstance(self.info, TableFile):
+            return ()  # the names of a table's folders mean nothing
         folders = self.info.url.split("/")[:-1]
         pairs = (folder.partition("=") for folder in folders if folder.partition("=")[0] and "=" in folder)
         return tuple({unquote(key): value for key, _, value in pairs}.items())
 
     def part(self, partitions: Collection[str]) -> Part:
         """The whole file as one part, with those of its partition values that are columns."""
-        values = tuple((name, value) for name, value in self.partitions if name in partitions)
+        values = self.given + tuple((name, value) for name, value in self.partitions if name in partitions)
         return Part(self.info.url, self.format, self.info.size, self.info.version, self.compression, partitions=values)
 
 
@@ -80,10 +85,10 @@ def list_inputs(settings: ReadSettings) -> list[FileInfo]:
     """The files of all paths, each once however it is spelled, sorted by URL.
 
     Raises:
-        InputError: a path matches nothing.
+        InputError: as ``find_files``.
     """
     files: dict[str, FileInfo] = {}
-    for info in (info for path in settings.path for info in match_files(path)):
+    for info in find_files(settings.path, settings.format):
         files.setdefault(os.path.normpath(info.url) if is_local(info.url) else info.url, info)
     return sorted(files.values(), key=lambda info: info.url)
 
@@ -184,6 +189,9 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
         twice = sorted(name for name, count in Counter(wanted(settings, schema.names)).items() if count > 1)
         if twice:
             raise InputError(f"{url!r} has {', '.join(map(repr, twice))} twice; rename one of them")
+        if isinstance(file.info, TableFile):
+            given, schema = _in_table(file.info, schema)
+            file = replace(file, given=given)
         return replace(file, rows=tuple(rows)), pa.schema([_readable(field) for field in schema])
     if file.format == "text":
         with reading(url), open_stream(url, file.compression, settings.decode_bytes):
@@ -199,6 +207,17 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
 
 def _readable(field: pa.Field) -> pa.Field:
     return field.remove_metadata().with_type(with_wide_categories(field.type))
+
+
+def _in_table(info: TableFile, schema: pa.Schema) -> tuple[tuple[tuple[str, str], ...], pa.Schema]:
+    """The partition values that a file of a table needs, and the columns of the table, which stand for its own."""
+    table = pa.ipc.read_schema(pa.py_buffer(info.schema))
+    if name := unmapped_column(table, schema):
+        raise InputError(
+            f"column {name!r} of {info.table} was renamed or made anew, and {info.url!r} still has the one of before, "
+            "which distilbeam does not read; rewrite the table's files, or export it to Parquet"
+        )
+    return tuple((name, value) for name, value in info.values if name not in schema.names), plain_schema(table)
 
 
 def wanted(settings: ReadSettings, names: Iterable[str]) -> list[str]:

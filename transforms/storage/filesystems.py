@@ -29,6 +29,7 @@ from .urls import EXTRAS, check_url, is_local, join, named, split
 
 __all__ = [
     "FileInfo",
+    "Match",
     "check_url",
     "create",
     "delete",
@@ -40,8 +41,11 @@ __all__ = [
     "is_local",
     "join",
     "list_files",
+    "list_names",
+    "match_all",
     "match_files",
     "move",
+    "nothing_matches",
     "open_input",
     "read_bytes",
     "resolve",
@@ -252,6 +256,23 @@ def list_files(url: str) -> list[FileInfo]:
         return _sorted(url, stores.find(filesystem, path))
 
 
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a file name, a glob or a folder stands for.
+
+    Attributes:
+        files: the data files, sorted by URL.
+        seen: all files that were listed on the way, hidden ones too, by URL.
+        root: the folder, or the part of a glob before its first folder with magic, as a URL; empty for a file's name.
+        is_glob: whether it is a glob.
+    """
+
+    files: list[FileInfo]
+    seen: dict[str, FileInfo]
+    root: str
+    is_glob: bool
+
+
 def match_files(pattern: str) -> list[FileInfo]:
     """The data files that a file name, a glob or a folder stands for, sorted by URL.
 
@@ -263,17 +284,34 @@ def match_files(pattern: str) -> list[FileInfo]:
     Raises:
         InputError: nothing matches, a link leads nowhere, or the store cannot be listed.
     """
+    match = match_all(pattern)
+    if not match.files:
+        raise nothing_matches(pattern)
+    return match.files
+
+
+def nothing_matches(pattern: str) -> InputError:
+    """The error for a pattern without files."""
+    return InputError(f"no file matches {pattern!r}; give a file, a glob or a folder that holds data files")
+
+
+def match_all(pattern: str) -> Match:
+    """As ``match_files``, with all that was seen, and without an error where nothing matches."""
     filesystem, path = resolve(pattern)
     with failing_as(InputError, "list", pattern):
         there = stores.find_info(filesystem, path)
         if there and there["type"] == "file":
-            return [_file_info(pattern if not is_local(pattern) else path, there)]
+            file = _file_info(pattern if not is_local(pattern) else path, there)
+            return Match([file], {file.url: file}, "", False)
         found: dict[str, dict[str, Any]] = {}
+        seen: dict[str, dict[str, Any]] = {}
         roots = [path]
-        magic = re.search(r"[*?\[]", path)
-        if magic and not there:
+        literal = path
+        magic = None if there else re.search(r"[*?\[]", path)
+        if magic:
             literal = path[: magic.start()].rpartition("/")[0]
             matches = retry(lambda: filesystem.glob(path, detail=True))
+            seen = {name: info for name, info in matches.items() if info["type"] == "file"}
             visible = {
                 name: stores.followed(info) for name, info in matches.items() if _is_visible(name, literal, path)
             }
@@ -281,6 +319,7 @@ def match_files(pattern: str) -> list[FileInfo]:
             roots = [name for name, info in visible.items() if info["type"] == "directory" and "**" not in path]
         for root in roots:
             below = stores.find(filesystem, root, follow=True)
+            seen.update(below)
             outputs = _outputs_below(root, below)
             found.update(
                 (name, info) for name, info in below.items() if _is_visible(name, root) and not name.startswith(outputs)
@@ -290,9 +329,24 @@ def match_files(pattern: str) -> list[FileInfo]:
     for name, info in files.items():
         if info["type"] != "file" and info.get("islink"):
             raise InputError(f"{name!r} is a link that leads to no file; mend it or take it out of the input")
-    if not files:
-        raise InputError(f"no file matches {pattern!r}; give a file, a glob or a folder that holds data files")
-    return _sorted(pattern, files)
+    everything = {each.url: each for each in _sorted(pattern, {**seen, **files})}
+    listed = [everything[url] for url in sorted(named(pattern, name) for name in files) if url in everything]
+    return Match(listed, everything, named(pattern, literal), magic is not None)
+
+
+def list_names(folder: str) -> list[str]:
+    """The names of what lies directly in a folder; none if there is no such folder.
+
+    Raises:
+        InputError: it cannot be listed.
+    """
+    filesystem, path = resolve(folder)
+    with failing_as(InputError, "list", folder):
+        try:
+            listed = retry(lambda: filesystem.ls(path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return [str(name).rstrip("/").rpartition("/")[2] for name in listed]
 
 
 def _outputs_below(root: str, names: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,152 @@
+"""What lies beside data, found by a folder or a glob."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.input.companions import is_companion
+from distilbeam.transforms.input.planning import list_inputs
+from distilbeam.transforms.input.read_settings import ReadSettings
+
+_BESIDE = [
+    *(
+        "README.md",
+        "README",
+        "readme.txt",
+        "LICENSE",
+        "LICENSE.txt",
+        "NOTICE",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "report.pdf",
+    ),
+    *("index.html", "croissant.json", "dataset_infos.json", "dataset_info.json", "metadata.json", "manifest.json"),
+    *(
+        "day=1_$folder$",
+        "Thumbs.db",
+        "desktop.ini",
+        "a.parquet.crc",
+        "a.parquet.md5",
+        "SHA256SUMS",
+        "load.log",
+        "load.py",
+    ),
+    *("a.parquet.tmp", "notes.md", "stats.json", "plot.png", "config.yaml", "checksums.txt", "deep/README.rst"),
+    *("_SUCCESS", "_metadata", "_common_metadata", ".DS_Store", ".gitattributes", ".a.parquet.crc"),
+]
+
+
+def _parquet(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": ["one"]}), path)
+
+
+def _listed(*paths: object, **settings: str) -> list[str]:
+    return [
+        info.url.rpartition("/")[2] for info in list_inputs(ReadSettings([str(path) for path in paths], **settings))
+    ]
+
+
+@pytest.mark.parametrize("name", _BESIDE)
+@pytest.mark.parametrize("pattern", ["{}", "{}/*", "{}/**"])
+def test_what_lies_beside_parquet_is_passed_over_and_named_once(
+    name: str, pattern: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _parquet(tmp_path / "a.parquet")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"# not data\n")
+    assert _listed(pattern.format(tmp_path)) == ["a.parquet"]
+    hidden = name.startswith(("_", "."))  # as Spark and Hive have it, which needs no word
+    assert [name in record.getMessage() for record in caplog.records] == [True] * (not hidden)
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "README.txt").write_text("one\n")
+    (tmp_path / "metadata.json").write_text('{"text": "one"}\n')
+    _parquet(tmp_path / "a.parquet")
+    named = [tmp_path / "README.txt", tmp_path / "metadata.json", tmp_path / "a.parquet"]
+    assert _listed(*named) == ["README.txt", "a.parquet", "metadata.json"]
+    assert _listed(tmp_path / "README.*") == ["README.txt"]  # so is what a glob spells
+    assert not caplog.records
+
+
+def test_documents_whose_kind_the_glob_or_the_format_spells_are_read(tmp_path: Path) -> None:
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text("one\n")
+    assert _listed(f"{tmp_path}/*.md", format="text") == ["a.md", "b.md"]
+    assert _listed(tmp_path, format="text") == ["a.md", "b.md"]
+    with pytest.raises(
+        InputError, match=r"nothing but files that usually lie beside data, such as '.*a\.md'.* format="
+    ):
+        _listed(tmp_path)
+
+
+def test_json_of_a_doubtful_name_is_data_among_json(tmp_path: Path) -> None:
+    for name in ("index.json", "a.json", "metadata.json"):
+        (tmp_path / name).write_text('{"text": "one"}\n')
+    assert _listed(tmp_path) == ["a.json", "index.json", "metadata.json"]
+
+
+def test_two_formats_are_refused_until_the_user_says_which(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "c.json.gz").write_bytes(gzip.compress(b'{"text": "one"}\n'))
+    for pattern in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**"):
+        with pytest.raises(
+            InputError, match=r"several formats: jsonl \('.*b.jsonl'\) and parquet \('.*a.parquet'\)"
+        ) as told:
+            _listed(pattern)
+    glob = re.search(r"such as '(.*)'", str(told.value))
+    assert glob is not None
+    assert len(_listed(glob[1])) in (1, 2)
+    assert not caplog.records
+    assert _listed(tmp_path, format="parquet") == ["a.parquet"]
+    assert "b.jsonl" in caplog.text
+    assert _listed(tmp_path, format="jsonl") == ["b.jsonl", "c.json.gz"]
+    assert _listed(f"{tmp_path}/*.parquet", f"{tmp_path}/*.json*") == ["a.parquet", "b.jsonl", "c.json.gz"]
+
+
+def test_a_format_that_no_name_tells_is_that_of_all(tmp_path: Path) -> None:
+    for name in ("a.txt", "b", "c.part"):
+        (tmp_path / name).write_text('{"text": "one"}\n')
+    assert _listed(tmp_path, format="jsonl") == ["a.txt", "b", "c.part"]
+
+
+def test_empty_files_hold_no_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _parquet(tmp_path / "a.parquet")
+    (tmp_path / "part-1.parquet").touch()
+    assert _listed(tmp_path) == ["a.parquet"]
+    assert caplog.text.count("part-1.parquet") == 1
+    (tmp_path / "a.parquet").unlink()
+    assert _listed(tmp_path) == ["part-1.parquet"]  # nothing else is there, so reading says what is wrong
+
+
+def test_a_file_of_an_unknown_kind_ends_the_job_with_a_glob_that_works(tmp_path: Path) -> None:
+    _parquet(tmp_path / "deep" / "a.parquet")
+    (tmp_path / "b.odd").write_text("x")
+    with pytest.raises(InputError, match=r"cannot tell the format of '.*b.odd'.* glob .* such as '(.*)'") as told:
+        _listed(tmp_path)
+    glob = re.search(r"such as '(.*)'", str(told.value))
+    assert glob is not None
+    assert _listed(glob[1]) == ["a.parquet"]
+
+
+def test_names_of_data_are_no_companions() -> None:
+    names = (
+        "a.parquet",
+        "part-00000",
+        "reviews.csv.gz",
+        "read.jsonl",
+        "licensed.parquet",
+        "license.parquet",
+        "notices.txt",
+    )
+    for name in (*names, "version2.tsv", "readme.csv", "history.jsonl", "success.json", "state.jsonl", "readmes.txt"):
+        assert not is_companion(name), name

@@ -1,0 +1,205 @@
+"""Files that lie beside data and are none, and folders that hold data of several formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import translate
+
+from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.storage.filesystems import FileInfo
+
+from .formats.base import detect
+
+__all__ = ["describe", "is_companion", "pass_over"]
+
+_SHOWN = 5
+_MAY_BE_EMPTY = (("jsonl", None), ("text", None))  # in which an empty file has no rows and is sound
+# What people, tools and stores leave beside data, by the name in lower case. Files whose name begins with "_" or "."
+# are hidden and not seen at all.
+_PAPERS = re.compile(
+    r"(readme|licen[cs]e|copying|notice|change(log|s)|history|citation|authors|contribut(ing|ors)|code_of_conduct|"
+    r"codeowners|security|datasheet|data_?card|dataset_card|makefile|dockerfile|requirements|version|checksums?|"
+    r"(md5|sha1|sha256|sha512)sums?|success)([._-].*)?"
+)
+_NAMES = (
+    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant*.json"),
+    *("datapackage.json", "dataset-metadata.json", "package.json", "package-lock.json", "*.metadata.json"),
+    *(
+        "*.schema.json",
+        "*.avsc",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "*_$folder$",
+        "*.lnk",
+        "*~",
+        "*.swp",
+        "*.orig",
+    ),
+    *("*.success", "*.done", "*.ok", "*.ctl", "*.crc", "*.md5", "*.sha1", "*.sha256", "*.sha512", "*.md5sum"),
+    *("*.sha256sum", "*.asc", "*.sig", "*.torrent", "*.log", "*.log.gz", "*.err", "*.pid", "*.lock"),
+    *("*.tmp", "*.temp", "*.partial", "*.filepart", "*.crdownload", "*.inprogress", "*.uploading", "*.incomplete"),
+    *(
+        "*.md",
+        "*.markdown",
+        "*.rst",
+        "*.adoc",
+        "*.html",
+        "*.htm",
+        "*.css",
+        "*.pdf",
+        "*.bib",
+        "*.tex",
+    ),
+    *(
+        "*.py",
+        "*.pyc",
+        "*.ipynb",
+        "*.r",
+        "*.sh",
+        "*.sql",
+        "*.js",
+        "*.yaml",
+        "*.yml",
+        "*.toml",
+        "*.ini",
+        "*.cfg",
+        "*.cff",
+    ),
+    *("*.conf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.ico"),
+)
+_COMPANION = re.compile("|".join(translate(name) for name in _NAMES))
+# These tell of data where other data lies beside them; among files of JSON alone they may be documents.
+_BESIDE = frozenset(
+    {
+        *(
+            "config.json",
+            "description.json",
+            "features.json",
+            "index.json",
+            "info.json",
+            "manifest.json",
+            "metadata.json",
+        ),
+        *("provenance.json", "schema.json", "splits.json", "statistics.json", "stats.json", "summary.json"),
+    }
+)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name (or glob of such names) is known to be no data.
+
+    >>> is_companion("README.md"), is_companion("day=1_$folder$"), is_companion("reviews.parquet")
+    (True, True, False)
+    """
+    name = name.lower()
+    if _PAPERS.fullmatch(name) and _format(name) in (None, "text"):
+        return True
+    return _COMPANION.match(name) is not None
+
+
+def pass_over(pattern: str, files: Sequence[FileInfo], format: str | None) -> tuple[list[FileInfo], list[str]]:
+    """The data among the files that a folder or glob stands for, all of one format, and the URLs of the others.
+
+    Known companions are no data, and neither are empty files where the format has none. A glob that spells a
+    companion's name, such as ``*.md``, wants it.
+
+    Args:
+        pattern: the folder or glob.
+        files: what it stands for.
+        format: the format that the user has set, which takes only its own files out of a mixed folder.
+
+    Raises:
+        InputError: there is nothing but companions, the format of a file cannot be told, or there are several.
+    """
+    asked = is_companion(pattern.rpartition("/")[2])
+    data = [info for info in files if asked or not is_companion(info.url.rpartition("/")[2])]
+    if not data and format is not None:
+        data = list(files)  # whoever names the format means them
+    if not data and files:
+        example = files[0].url
+        raise InputError(
+            f"{pattern!r} holds nothing but files that usually lie beside data, such as {example!r}; to read them as "
+            f"documents name them, or give a glob that spells their ending, and format= one of the formats"
+        )
+    data = [info for info in data if info.size or _format_and_packing(info.url) in _MAY_BE_EMPTY] or data
+    data = _of_one_format(pattern, data, format)
+    kept = {info.url for info in data}
+    return data, [info.url for info in files if info.url not in kept]
+
+
+def describe(passed: Sequence[str]) -> str:
+    """A sentence on the files that were passed over.
+
+    >>> describe(["in/README.md", "in/a.crc"])
+    "passed over 2 files that are no data or hold none: 'in/README.md', 'in/a.crc'; name one to read it"
+    """
+    shown = ", ".join(map(repr, passed[:_SHOWN])) + (
+        f" and {len(passed) - _SHOWN} more" if len(passed) > _SHOWN else ""
+    )
+    files = "1 file that is no data or holds" if len(passed) == 1 else f"{len(passed)} files that are no data or hold"
+    return f"passed over {files} none: {shown}; name one to read it"
+
+
+def _of_one_format(pattern: str, data: Sequence[FileInfo], format: str | None) -> list[FileInfo]:
+    by_format: dict[str | None, list[FileInfo]] = {}
+    for info in data:
+        by_format.setdefault(_format(info.url), []).append(info)
+    if format is not None:
+        # The user's word goes for files whose name tells nothing, and for all of them where no name tells this format.
+        if format not in by_format:
+            return list(data)
+        return [info for info in data if _format(info.url) in (format, None)]
+    if unknown := by_format.get(None):
+        try:
+            detect(unknown[0].url)
+        except InputError as error:
+            raise InputError(
+                f"{error}; to pass over files that are no data give a glob of those that are, such as "
+                f"{_example(pattern, data)!r}"
+            ) from None
+    if len(by_format) > 1 and "jsonl" in by_format:
+        others = [info for info in by_format["jsonl"] if info.url.rpartition("/")[2].lower() not in _BESIDE]
+        if others:
+            by_format["jsonl"] = others
+        else:
+            del by_format["jsonl"]
+    if len(by_format) > 1:
+        found = " and ".join(f"{name} ({infos[0].url!r})" for name, infos in sorted(_named(by_format)))
+        raise InputError(
+            f"{pattern!r} holds files of several formats: {found}; set format= to one of them, which passes over the "
+            f"others, or give a glob for each, such as {_example(pattern, data)!r}"
+        )
+    kept = {info.url for infos in by_format.values() for info in infos}
+    return [info for info in data if info.url in kept]
+
+
+def _named(by_format: dict[str | None, list[FileInfo]]) -> Iterable[tuple[str, list[FileInfo]]]:
+    return ((str(name), infos) for name, infos in by_format.items())
+
+
+def _format(url: str) -> str | None:
+    """The format that the name of a file tells, if it tells one."""
+    found = _format_and_packing(url)
+    return None if found is None else found[0]
+
+
+def _format_and_packing(url: str) -> tuple[str, str | None] | None:
+    try:
+        return detect(url)
+    except InputError:
+        return None
+
+
+def _example(pattern: str, data: Sequence[FileInfo]) -> str:
+    """A glob for the files of the format that has most bytes."""
+    sizes: dict[str, int] = {}
+    for info in data:
+        if _format(info.url) is not None:
+            ending = info.url.rpartition("/")[2].rpartition(".")[2]
+            sizes[ending] = sizes.get(ending, 0) + info.size
+    ending = max(sizes, key=lambda name: sizes[name]) if sizes else "parquet"
+    literal = re.split(r"[*?\[]", pattern)[0]
+    folder = pattern if literal == pattern else literal.rpartition("/")[0]
+    return f"{folder.rstrip('/')}/**/*.{ending}"

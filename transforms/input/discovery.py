@@ -1,0 +1,47 @@
+"""The files of an input: of each path, without what is no data, and of tables those that the log has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from distilbeam.transforms.storage.filesystems import FileInfo, match_all, nothing_matches
+
+from .companions import describe, pass_over
+from .tables import read_tables
+
+__all__ = ["find_files"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def find_files(paths: Sequence[str], format: str | None = None) -> list[FileInfo]:
+    """The data files of all paths, in the order of the paths.
+
+    A file that a path names is taken as it is. Of what a folder or glob stands for, known companions of data and empty
+    files are passed over, and named in one warning; the rest must be of one format. In a table only the files that its
+    newest version has count.
+
+    Args:
+        paths: files, folders or globs.
+        format: the format that the user has set.
+
+    Raises:
+        InputError: a path matches no data, matches several formats, or a table there cannot be read.
+    """
+    files: list[FileInfo] = []
+    passed: list[str] = []
+    for path in paths:
+        match = match_all(path)
+        if not match.root:
+            files += match.files
+            continue
+        plain, live = read_tables(match, format)
+        if not plain and not live:
+            raise nothing_matches(path)
+        data, others = pass_over(path, plain + live, format)
+        files += data
+        passed += others
+    if passed:
+        _LOG.warning("%s", describe(passed))
+    return files
