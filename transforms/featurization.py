@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from .encoder import Encoder
     from .isolation import IsolatedEncoder
 
-__all__ = ["FEATURES", "FeatureSpec", "document_texts", "featurize"]
+__all__ = ["FEATURES", "Failure", "FeatureSpec", "document_texts", "featurize", "featurize_with_failures"]
+
+Failure = tuple[str, str, str]
+"""Why a row could not be processed: stage, error class, and a reason without any text of the document."""
 
 _POOLING = ("mean", "cls", "max")
 _VECTOR_DTYPES = ("float32", "float16")
@@ -152,9 +155,16 @@ def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder | Isola
         SettingsError: a column of that name is there already, or the checkpoint cannot give a feature.
         InputError: the text column is missing or is not text.
     """
+    return featurize_with_failures(batch, spec, encoder)[0]
+
+
+def featurize_with_failures(
+    batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder | IsolatedEncoder
+) -> tuple[pa.RecordBatch, dict[int, Failure]]:
+    """``featurize``, and why rows failed, by their position in the batch as it came."""
     provenance = Provenance.of(batch)
     if provenance is not None and provenance.finished:
-        return batch
+        return batch, {}
     taken = [name for name in spec.columns if name in batch.schema.names]
     if taken:
         raise SettingsError(f"the input has a column {taken[0]!r} already; set prefix to name the features otherwise")
@@ -167,14 +177,12 @@ def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder | Isola
     # source[i]: which output row belongs to row i of the batch; -1 for none.
     source = np.full(batch.num_rows, -1, dtype=np.int64)
     source[present[outputs.rows]] = np.arange(len(outputs.rows))
+    failed = {int(present[row]): failure for row, failure in sorted(outputs.failed.items())}
     if provenance is not None:
-        if outputs.failed:
-            rejects = [
-                _reject(batch, int(present[row]), failure, texts, provenance)
-                for row, failure in sorted(outputs.failed.items())
-            ]
+        if failed:
+            rejects = [_reject(batch, row, failure, texts, provenance) for row, failure in failed.items()]
             keep = np.ones(batch.num_rows, dtype=np.bool_)
-            keep[present[list(outputs.failed)]] = False
+            keep[list(failed)] = False
             batch, source = batch.filter(pa.array(keep)), source[keep]
             provenance = provenance.reject(*rejects)
         batch = replace(provenance, models=(*provenance.models, encoder.identity(spec))).attach(batch)
@@ -182,7 +190,7 @@ def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder | Isola
     index = None if whole else pa.array(source, mask=source < 0)
     for name, column in zip(spec.columns, outputs.columns, strict=True):
         batch = batch.append_column(name, column if index is None else column.take(index))
-    return batch
+    return batch, failed
 
 
 def text_source(spec: FeatureSpec, provenance: Provenance | None) -> tuple[tuple[str, ...], str]:
@@ -192,9 +200,7 @@ def text_source(spec: FeatureSpec, provenance: Provenance | None) -> tuple[tuple
     return spec.text or named or ("text",), separator
 
 
-def _reject(
-    batch: pa.RecordBatch, row: int, failure: tuple[str, str, str], texts: pa.Array, provenance: Provenance
-) -> Reject:
+def _reject(batch: pa.RecordBatch, row: int, failure: Failure, texts: pa.Array, provenance: Provenance) -> Reject:
     names = batch.schema.names
     stage, error, reason = failure
     return Reject.of(

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
-from apache_beam.metrics import Metrics
+from apache_beam.typehints import typehints
 from apache_beam.typehints.row_type import RowTypeConstraint
 from typing_extensions import Unpack
 
 from . import schema_rows
-from .discretion import discreet
 from .distilbert.checkpoint import Checkpoint
 from .encoder import Encoder, EngineSettings, check_spec
 from .errors import SettingsError
-from .featurization import FeatureSpec, featurize
-from .isolation import IsolatedEncoder
-from .provenance import Provenance
-from .watchdog import STALL_TIMEOUT, WATCHDOG
+from .featurization import FeatureSpec
+from .watchdog import STALL_TIMEOUT
+from .workers import FAILED, FeaturizeBatches, FeaturizeRows, wrong_element
 
 __all__ = ["Classify", "Embed", "Featurize", "Tokenize"]
 
-_log = logging.getLogger(__name__)
+_DICTS = (typehints.DictHint.DictConstraint, typehints.MappingHint.MappingTypeConstraint)
 
 
 class _Text(TypedDict, total=False):
@@ -58,8 +55,11 @@ class _Vectors(_Model, total=False):
 class Featurize(beam.PTransform):
     """Append features to documents: one tokenization and one model pass for all that is asked.
 
-    Takes record batches, as ``ReadDocuments`` gives them, and appends columns; or a PCollection with a Beam schema
-    (``beam.Row``, NamedTuple, dataclass), and appends fields. See ``featurization.featurize`` for the columns.
+    Takes record batches, as ``ReadDocuments`` gives them, and appends columns; or rows (``beam.Row``, NamedTuple,
+    dataclass) or dicts, and appends fields: dicts come back as dicts, all others as ``beam.Row``, each with the time
+    and the windows it came with. See ``featurization.featurize`` for the columns.
+
+        rows = pipeline | beam.Create([beam.Row(id=1, text="good film")]) | Embed("./minilm")
 
     Args:
         model: a folder, an fsspec URL of a folder, or a Hub id, best with a commit: ``name@<commit>``.
@@ -112,6 +112,7 @@ class Featurize(beam.PTransform):
         self.model = str(model)
         self.engine = EngineSettings(device, dtype, threads, token_budget, model_sha256)
         self.stall_timeout = _seconds(stall_timeout)
+        self._apart = False
         self.spec = FeatureSpec(
             features=tuple(features),
             pooling=pooling,
@@ -137,30 +138,49 @@ class Featurize(beam.PTransform):
         """
         return partial(_identity, self.model, self.engine, self.spec)
 
-    def expand(self, documents: beam.PCollection) -> beam.PCollection:
+    def with_exception_handling(self) -> Featurize:
+        """The same transform with a second output, of the rows that could not be processed.
+
+        Its elements have the shape that Beam's own dead letters have: ``(element, (error class, reason, []))``, the
+        element being the row or dict that came, or of a record batch one row. Without this, such a row stays in the
+        output with null features. In batches of ``ReadDocuments`` it becomes a reject in either case.
+
+            good, bad = rows | Embed("./minilm").with_exception_handling()
+        """
+        transform = copy.copy(self)
+        transform._apart = True
+        return transform
+
+    def expand(self, documents: beam.PCollection) -> Any:
         if Path(self.model).expanduser().is_dir():
             check_spec(Checkpoint.open(self.model, self.engine.model_sha256), self.spec)
-        fields = RowTypeConstraint.from_user_type(documents.element_type) or documents.element_type
-        if isinstance(fields, RowTypeConstraint):
-            return self._expand_rows(documents, fields)
-        if isinstance(fields, type) and fields is not Any and not issubclass(pa.RecordBatch, fields):
-            raise SettingsError(_wrong_element(fields))
-        computing = _FeaturizeBatch(self.model, self.engine, self.spec, self.stall_timeout)
-        return documents | beam.ParDo(computing).with_output_types(pa.RecordBatch)
+        kind = documents.element_type
+        settings = self.model, self.engine, self.spec, self.stall_timeout, self._apart
+        computing: beam.DoFn
+        result: Any
+        if isinstance(kind, type) and kind is not object and issubclass(pa.RecordBatch, kind):
+            computing, result = FeaturizeBatches(*settings), pa.RecordBatch
+        else:
+            columns = self.spec.text or ("text",)
+            names, result = self._rows(kind, columns)
+            computing = FeaturizeRows(*settings, columns, names)
+        computed = beam.ParDo(computing).with_output_types(result)
+        if not self._apart:
+            return documents | computed
+        outputs = documents | computed.with_outputs(FAILED, main="featurized")
+        return outputs["featurized"], outputs[FAILED]
 
-    def _expand_rows(self, documents: beam.PCollection, fields: RowTypeConstraint) -> beam.PCollection:
-        columns = self.spec.text or ("text",)
-        schema_rows.check_fields(fields, columns, self.spec.columns)
-        names = tuple(name for name, _ in fields._fields)
-        computing = _FeaturizeRows(self.model, self.engine, self.spec, self.stall_timeout, columns, names)
-        return (
-            documents
-            # Bounded in the characters of the texts as well.
-            | beam.BatchElements(
-                min_batch_size=256, max_batch_size=4096, element_size_fn=partial(schema_rows.weight, columns)
-            )
-            | beam.ParDo(computing).with_output_types(schema_rows.output_type(fields, self.spec))
-        )
+    def _rows(self, kind: Any, columns: tuple[str, ...]) -> tuple[tuple[str, ...] | None, Any]:
+        """Names of the fields of rows, if the type of the PCollection tells them, and the type of what comes out."""
+        fields = RowTypeConstraint.from_user_type(kind) or kind
+        if isinstance(fields, RowTypeConstraint):
+            schema_rows.check_fields(fields, columns, self.spec.columns)
+            return tuple(name for name, _ in fields._fields), schema_rows.output_type(fields, self.spec)
+        if isinstance(fields, _DICTS):
+            return None, dict[str, Any]
+        if (wrong := _wrong(fields)) is not None:
+            raise SettingsError(wrong_element(wrong))
+        return None, Any
 
 
 class Embed(Featurize):
@@ -188,105 +208,22 @@ def _identity(model: str, engine: EngineSettings, spec: FeatureSpec) -> dict[str
     return Encoder.shared(model, engine).identity(spec, compute=False)
 
 
-def _wrong_element(kind: type) -> str:
-    return (
-        f"an element is a {kind.__name__}; features are computed for pyarrow record batches, as ReadDocuments gives "
-        "them, or for a PCollection with a Beam schema (beam.Row, NamedTuple, dataclass)"
-    )
+def _wrong(kind: Any) -> type | None:
+    """The type of elements if it is known and neither one of rows nor of dicts."""
+    if isinstance(kind, typehints.UnionHint.UnionConstraint):
+        members = [_wrong(member) for member in kind.inner_types() if member is not type(None)]
+        return next(iter(members), None) if all(members) else None
+    if isinstance(kind, typehints.TupleHint.TupleConstraint | typehints.TupleHint.TupleSequenceConstraint):
+        return tuple
+    if isinstance(kind, typehints.ListHint.ListConstraint):
+        return list
+    rows = RowTypeConstraint.from_user_type(kind) is not None
+    # Beam types what Create makes of timestamped values as if they were still wrapped.
+    unknown = kind in (object, beam.Row, beam.window.TimestampedValue)
+    return kind if isinstance(kind, type) and not unknown and not rows else None
 
 
 def _seconds(stall_timeout: float) -> float:
     if isinstance(stall_timeout, bool) or not isinstance(stall_timeout, int | float) or not 0 <= stall_timeout < 1e9:
         raise SettingsError(f"stall_timeout is {stall_timeout!r}; give a number of seconds, or 0 for no limit")
     return float(stall_timeout)
-
-
-class _Worker(beam.DoFn):
-    """Holds the encoder that all stages of the process share."""
-
-    def __init__(self, model: str, engine: EngineSettings, spec: FeatureSpec, stall_timeout: float) -> None:
-        self._model = model
-        self._engine = engine
-        self._spec = spec
-        self._stall_timeout = stall_timeout
-        self._encoder: Encoder | None = None
-        self._isolated: IsolatedEncoder | None = None
-        self._documents = Metrics.counter("distilbeam", "documents")
-        self._tokens = Metrics.counter("distilbeam", "tokens")
-        self._truncated = Metrics.counter("distilbeam", "truncated")
-        self._rejected = Metrics.counter("distilbeam", "rejected_by_model")
-
-    # No property, since Beam looks at every attribute when a pipeline is built, and would load the model there and send
-    # it. Not in setup(): a job whose splits are all finished needs no model.
-    def encoder(self) -> Encoder:
-        if self._encoder is None:
-            self._encoder = Encoder.shared(self._model, self._engine)
-        return self._encoder
-
-    def featurize(self, batch: pa.RecordBatch, provenance: Provenance | None = None) -> pa.RecordBatch:
-        """The batch with its features; in a process of its own where an earlier attempt at its split has died."""
-        if provenance is None:
-            encoder: Encoder | IsolatedEncoder = self.encoder()
-            what = f"{batch.num_rows} rows"
-        else:
-            encoder = self.isolated() if provenance.attempt > 1 else self.encoder()
-            what = f"batch {provenance.sequence} of split {provenance.ordinal} ({provenance.source!r})"
-        with WATCHDOG.watch(what, self._stall_timeout):
-            return featurize(batch, self._spec, encoder)
-
-    def isolated(self) -> IsolatedEncoder:
-        if self._isolated is None:
-            _log.info("work on a split was begun before and did not end; its rows run in a process of their own")
-            self._isolated = IsolatedEncoder.shared(self._model, self._engine, self._spec, self._stall_timeout)
-        return self._isolated
-
-    def teardown(self) -> None:
-        if self._isolated is not None:
-            self._isolated.release()
-            self._isolated = None
-
-    def _count(self, batch: pa.RecordBatch) -> None:
-        counts = batch.column(self._spec.prefix + "token_count").to_numpy(zero_copy_only=False)
-        self._documents.inc(batch.num_rows)
-        self._tokens.inc(int(np.nansum(counts)))
-        self._truncated.inc(batch.column(self._spec.prefix + "truncated").true_count)
-
-
-class _FeaturizeBatch(_Worker):
-    @discreet
-    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        if not isinstance(batch, pa.RecordBatch):
-            raise SettingsError(_wrong_element(type(batch)))
-        provenance = Provenance.of(batch)
-        if provenance is not None and provenance.finished:
-            yield batch
-            return
-        result = self.featurize(batch, provenance)
-        self._count(result)
-        self._rejected.inc(batch.num_rows - result.num_rows)
-        yield result
-
-
-class _FeaturizeRows(_Worker):
-    def __init__(
-        self,
-        model: str,
-        engine: EngineSettings,
-        spec: FeatureSpec,
-        stall_timeout: float,
-        columns: tuple[str, ...],
-        names: tuple[str, ...],
-    ) -> None:
-        super().__init__(model, engine, spec, stall_timeout)
-        self._columns = columns
-        self._names = names
-
-    @discreet
-    def process(self, elements: Sequence[Any]) -> Iterator[beam.Row]:
-        batch = schema_rows.text_batch(elements, self._columns)
-        result = self.featurize(batch)
-        self._count(result)
-        # A row that could not be processed stays, with null features; it is counted all the same.
-        missing = result.column(self._spec.prefix + "token_count").null_count
-        self._rejected.inc(missing - schema_rows.without_text(elements, self._columns))
-        yield from schema_rows.extend(elements, self._names, result.select(self._spec.columns))

@@ -1,7 +1,8 @@
-"""PCollections with a Beam schema: their text as a record batch, their rows with new fields."""
+"""Rows and dicts of a PCollection: their text as a record batch, and the same again with new fields."""
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Union, get_type_hints
@@ -9,12 +10,14 @@ from typing import Any, Union, get_type_hints
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.typehints.row_type import RowTypeConstraint
 
 from .errors import SettingsError
-from .featurization import FeatureSpec
+from .featurization import Failure, FeatureSpec
+from .names import columns_like
 
-__all__ = ["check_fields", "extend", "output_type", "text_batch", "weight", "without_text"]
+__all__ = ["check_fields", "extended", "fields_of", "output_type", "text_batch", "weight", "without_text"]
 
 _TYPES: dict[str, Any] = {
     "embedding": Sequence[np.float32],
@@ -58,35 +61,80 @@ def output_type(fields: RowTypeConstraint, spec: FeatureSpec) -> RowTypeConstrai
     return RowTypeConstraint.from_fields([*own, *added])
 
 
-def weight(columns: Sequence[str], row: Any) -> int:
-    """What a row counts for where rows are gathered into batches: 1, and more if its text is long."""
-    return 1 + sum(len(text) for name in columns if isinstance(text := getattr(row, name), str)) // 4096
+def fields_of(element: Any, names: Sequence[str] | None = None) -> Mapping[str, Any] | None:
+    """Values of a row by field; None where the element is neither a row nor a dict.
 
-
-def text_batch(elements: Sequence[Any], columns: Sequence[str]) -> pa.RecordBatch:
-    """The text fields of rows as a record batch.
-
-    A row with a text that is no string, or one that UTF-8 cannot hold, has only nulls.
+    Args:
+        element: a ``beam.Row``, NamedTuple, dataclass or dict.
+        names: the fields it has, if its PCollection has a schema.
     """
-    texts = [[getattr(row, name) for name in columns] for row in elements]
-    texts = [row if all(text is None or isinstance(text, str) for text in row) else [None] * len(row) for row in texts]
+    if names is not None:
+        return {name: getattr(element, name) for name in names}
+    if isinstance(element, beam.Row):
+        return vars(element)
+    if isinstance(element, Mapping):
+        return element
+    if isinstance(element, tuple) and hasattr(element, "_fields"):
+        return dict(zip(element._fields, element, strict=True))
+    if dataclasses.is_dataclass(element) and not isinstance(element, type):
+        return {field.name: getattr(element, field.name) for field in dataclasses.fields(element)}
+    return None
+
+
+def check_row(row: Mapping[str, Any], text: Sequence[str], added: Sequence[str]) -> None:
+    """Raise as ``check_fields`` does, for a row of which nothing was known when the pipeline was built.
+
+    Raises:
+        SettingsError: naming the field and the cure.
+    """
+    for name in text:
+        if name not in row:
+            raise SettingsError(
+                f"a row has no text field {name!r}; {columns_like(name, list(map(str, row)))}; set text to the fields "
+                "that hold it, and give a row without any the value None"
+            )
+    for name in added:
+        if name in row:
+            raise SettingsError(f"a row has a field {name!r} already; set prefix to name the features otherwise")
+
+
+def weight(texts: Sequence[Any]) -> int:
+    """What a row counts for where rows are gathered into batches: 1, and more if its texts are long."""
+    return 1 + sum(len(text) for text in texts if isinstance(text, str)) // 4096
+
+
+def text_batch(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[pa.RecordBatch, dict[int, Failure]]:
+    """The text fields of rows as a record batch, and the rows whose texts cannot be read, with the reason.
+
+    Those have only nulls in the batch: a text that is no string, or one that UTF-8 cannot hold.
+    """
+    texts = [[row[name] for row in rows] for name in columns]
+    failed: dict[int, Failure] = {}
     try:
-        return _batch(texts, columns)
+        if all(set(map(type, column)) <= {str, type(None)} for column in texts):
+            return _batch(texts, columns), failed
     except UnicodeError:
-        return _batch([row if all(map(_is_utf8, row)) else [None] * len(row) for row in texts], columns)
+        pass
+    for name, column in zip(columns, texts, strict=True):
+        for position, text in enumerate(column):
+            if (failure := _failure(name, text)) is not None:
+                failed.setdefault(position, failure)
+    for column in texts:
+        for position in failed:
+            column[position] = None
+    return _batch(texts, columns), failed
 
 
-def without_text(elements: Sequence[Any], columns: Sequence[str]) -> int:
+def without_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
     """Number of rows whose text fields are all null."""
-    return sum(all(getattr(row, name) is None for name in columns) for row in elements)
+    return sum(all(row[name] is None for name in columns) for row in rows)
 
 
-def extend(elements: Sequence[Any], names: Sequence[str], features: pa.RecordBatch) -> Iterator[beam.Row]:
-    """Each row, with the fields ``names``, and the features of its position."""
-    columns = {name: features.column(name).to_pylist() for name in features.schema.names}
-    for position, row in enumerate(elements):
-        fields = {name: getattr(row, name) for name in names}
-        yield beam.Row(**fields, **{name: column[position] for name, column in columns.items()})
+def extended(rows: Sequence[Mapping[str, Any]], features: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The fields of each row, and the features of its position as plain Python values."""
+    names = features.schema.names
+    for row, values in zip(rows, zip(*map(_values, features.columns), strict=True), strict=True):
+        yield {**row, **dict(zip(names, values, strict=True))}
 
 
 def _hints(fields: RowTypeConstraint) -> dict[str, Any]:
@@ -113,14 +161,50 @@ def _union(*kinds: Any) -> Any:
     return Union[kinds]  # noqa: UP007 - another type than that of X | Y until Python 3.14
 
 
-def _batch(rows: list[list[Any]], columns: Sequence[str]) -> pa.RecordBatch:
-    values = zip(*rows, strict=True) if rows else [()] * len(columns)
-    return pa.record_batch([pa.array(texts, pa.string()) for texts in values], list(columns))
+def _batch(texts: Sequence[Sequence[str | None]], columns: Sequence[str]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(column, pa.string()) for column in texts], list(columns))
 
 
-def _is_utf8(text: str | None) -> bool:
+def _failure(name: str, text: Any) -> Failure | None:
+    if text is not None and not isinstance(text, str):
+        return "text", "TypeError", f"the text field {name!r} is of type {type(text).__name__}; it must be a string"
     try:
         (text or "").encode()
-    except UnicodeError:
-        return False
-    return True
+    except UnicodeError as error:
+        return "text", type(error).__name__, f"the text field {name!r} holds what UTF-8 cannot encode"
+    return None
+
+
+def _values(column: pa.Array) -> Sequence[Any]:
+    """What ``to_pylist`` gives, without an object of Arrow for every number."""
+    kind = column.type
+    if pa.types.is_struct(kind):
+        names = [field.name for field in kind]
+        rows: Iterator[Any] = zip(*map(_values, column.flatten()), strict=True)
+        values: list[Any] = [dict(zip(names, row, strict=True)) for row in rows]
+        return _with_nulls(values, column)
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
+        numbers = column.flatten().to_numpy(zero_copy_only=False)  # without those of null lists
+        if pa.types.is_fixed_size_list(kind):
+            found = iter(numbers.reshape(-1, kind.list_size).tolist())
+            return [next(found) if valid else None for valid in _valid(column)]
+        ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy()).tolist()
+        flat = numbers.tolist()
+        values = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return _with_nulls(values, column)
+    if column.null_count or not pa.types.is_primitive(kind):
+        listed: list[Any] = column.to_pylist()
+        return listed
+    plain: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
+    return plain
+
+
+def _with_nulls(values: list[Any], column: pa.Array) -> list[Any]:
+    if not column.null_count:
+        return values
+    return [value if valid else None for value, valid in zip(values, _valid(column), strict=True)]
+
+
+def _valid(column: pa.Array) -> list[bool]:
+    valid: list[bool] = column.is_valid().to_numpy(zero_copy_only=False).tolist()
+    return valid

@@ -223,13 +223,13 @@ def test_a_finished_split_needs_no_model() -> None:
         assert_that(found, equals([batch], by_sequence))
 
 
-@pytest.mark.parametrize("element", ["a text", 3, b"bytes"])
+@pytest.mark.parametrize("element", ["a text", 3, b"bytes", ("key", "a text"), ["a text"], pa.table({"text": ["a"]})])
 def test_other_elements_are_refused_where_the_pipeline_is_built(checkpoints: Checkpoints, element: Any) -> None:
     with pytest.raises(SettingsError, match=rf"an element is a {type(element).__name__}; .*\(beam\.Row, NamedTuple"):
         pipeline() | beam.Create([element]) | Embed(checkpoints.bare)
 
 
-@pytest.mark.parametrize("element", ["private text", {"text": "private"}])
+@pytest.mark.parametrize("element", ["private text", ("private", "text"), 3])
 def test_other_elements_of_unknown_type_are_refused(checkpoints: Checkpoints, element: Any) -> None:
     p = pipeline()
     _ = p | beam.Create([element]).with_output_types(Any) | Embed(checkpoints.bare)

@@ -14,10 +14,10 @@ from distilbeam.transforms import Encoder
 from distilbeam.transforms.encoder import EngineSettings
 from distilbeam.transforms.errors import DistilbeamError
 from distilbeam.transforms.featurization import FeatureSpec
-from distilbeam.transforms.inference import _FeaturizeBatch
 from distilbeam.transforms.isolated import TEXTS, pack_texts
 from distilbeam.transforms.isolation import IsolatedEncoder
 from distilbeam.transforms.provenance import Provenance
+from distilbeam.transforms.workers import FeaturizeBatches
 
 MODEL = str(Path(__file__).parents[2] / "examples" / "distilbert-tiny-sst2")
 ENGINE = EngineSettings("cpu", "float32", 1)
@@ -97,10 +97,10 @@ def test_a_process_with_very_many_open_files(encoder: IsolatedEncoder, truth: En
 
 
 def test_the_child_lives_until_its_last_user_is_torn_down() -> None:
-    users = [_FeaturizeBatch(MODEL, ENGINE, SPEC, 60.0) for _ in range(2)]
+    users = [FeaturizeBatches(MODEL, ENGINE, SPEC, 60.0) for _ in range(2)]
     batch = Provenance("f", "s", text=("text",), attempt=2).attach(pa.record_batch({"text": ["bad"]}))
     for user in users:
-        assert user.featurize(batch, Provenance.of(batch)).num_rows == 1
+        assert user.featurize(batch, Provenance.of(batch))[0].num_rows == 1
     shared = users[0].isolated()
     assert shared is users[1].isolated()
     child = process_of(shared)
@@ -108,7 +108,7 @@ def test_the_child_lives_until_its_last_user_is_torn_down() -> None:
     users[0].teardown()  # harmless
     assert process_of(shared) is child
     assert child.poll() is None
-    assert users[1].featurize(batch, Provenance.of(batch)).num_rows == 1
+    assert users[1].featurize(batch, Provenance.of(batch))[0].num_rows == 1
     users[1].teardown()
     assert child.poll() is not None
     assert shared._child is None

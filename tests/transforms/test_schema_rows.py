@@ -16,7 +16,16 @@ from apache_beam.typehints.schemas import schema_from_element_type
 
 from distilbeam.transforms.errors import SettingsError
 from distilbeam.transforms.featurization import FEATURES, FeatureSpec
-from distilbeam.transforms.schema_rows import check_fields, extend, output_type, text_batch, weight, without_text
+from distilbeam.transforms.schema_rows import (
+    check_fields,
+    check_row,
+    extended,
+    fields_of,
+    output_type,
+    text_batch,
+    weight,
+    without_text,
+)
 
 
 class Review(NamedTuple):
@@ -34,36 +43,73 @@ ROWS = [beam.Row, Review, Post]
 FIELDS = RowTypeConstraint.from_fields([("id", int), ("review", str)])
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [*ROWS, dict])
 def test_texts_of_rows(row: Any) -> None:
-    batch = text_batch([row(id=1, review="a"), row(id=2, review=None), row(id=3, review="中")], ["review"])
+    elements = [row(id=1, review="a"), row(id=2, review=None), row(id=3, review="中")]
+    rows = [fields_of(element) for element in elements]
+    assert rows == [{"id": 1, "review": "a"}, {"id": 2, "review": None}, {"id": 3, "review": "中"}]
+    if row is not dict:
+        assert rows == [fields_of(element, ("id", "review")) for element in elements]
+    batch, failed = text_batch(rows, ["review"])
     assert batch.to_pydict() == {"review": ["a", None, "中"]}
     assert batch.schema.field("review").type == pa.string()
-    assert text_batch([], ["review"]).num_rows == 0
+    assert not failed
+    assert text_batch([], ["review"])[0].num_rows == 0
+
+
+@pytest.mark.parametrize("element", ["text", 3, ("a", "b"), ["a"], None, Post])
+def test_what_is_no_row_has_no_fields(element: Any) -> None:
+    assert fields_of(element) is None
 
 
 @pytest.mark.parametrize("text", [3, b"private words", ["private words"], 2.5])
 def test_a_row_whose_field_is_not_text_has_none(text: Any) -> None:
-    rows = [beam.Row(review="fine", title="a"), beam.Row(review=text, title="b"), beam.Row(review="good", title=None)]
-    batch = text_batch(rows, ["review", "title"])
+    rows = [{"review": "fine", "title": "a"}, {"review": text, "title": "b"}, {"review": "good", "title": None}]
+    batch, failed = text_batch(rows, ["review", "title"])
     assert batch.to_pydict() == {"review": ["fine", None, "good"], "title": ["a", None, None]}
+    reason = f"the text field 'review' is of type {type(text).__name__}; it must be a string"
+    assert failed == {1: ("text", "TypeError", reason)}
     assert without_text(rows, ["review", "title"]) == 0
 
 
 def test_a_text_that_utf8_cannot_hold_has_no_text() -> None:
-    rows = [beam.Row(review=text) for text in ("fine", "lone \ud800", None, "good")]
-    assert text_batch(rows, ["review"])["review"].to_pylist() == ["fine", None, None, "good"]
+    rows = [{"review": text} for text in ("fine", "lone \ud800", None, "good")]
+    batch, failed = text_batch(rows, ["review"])
+    assert batch["review"].to_pylist() == ["fine", None, None, "good"]
+    assert [(position, error) for position, (_, error, _) in failed.items()] == [(1, "UnicodeEncodeError")]
     assert without_text(rows, ["review"]) == 1
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_rows_keep_their_fields_and_get_the_features_of_their_position(row: Any) -> None:
-    features = pa.record_batch({"label": ["A", None], "score": pa.array([0.5, None], pa.float32())})
-    rows = list(extend([row(id=1, review="a"), row(id=2, review=None)], ("id", "review"), features))
-    assert rows == [
-        beam.Row(id=1, review="a", label="A", score=0.5),
-        beam.Row(id=2, review=None, label=None, score=None),
-    ]
+VECTORS = [[0.5, -1.25], None, [3.0, 0.0], [0.0, 2.0]]
+COLUMNS = [
+    pa.array(VECTORS, pa.list_(pa.float32(), 2)),
+    pa.array(VECTORS, pa.list_(pa.float16(), 2)),
+    pa.array(VECTORS, pa.list_(pa.float32())),
+    pa.array([[1, 2, 3], [], None, [4]], pa.list_(pa.int32())),
+    pa.array([{"A": 0.5, "B": 0.25}, None, {"A": 1.0, "B": None}, {"A": 0.0, "B": 0.75}]),
+    pa.array([0.1, None, 3.5, 2.0], pa.float32()),
+    pa.array([1, 2, None, 3], pa.int32()),
+    pa.array([True, False, None, True]),
+    pa.array(["A", None, "B", "A"]),
+]
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.type))
+def test_rows_keep_their_fields_and_get_the_features_of_their_position(column: pa.Array) -> None:
+    """Against Arrow's own Python values, also of slices."""
+    for part in (column, column.slice(1, 2), column.slice(2), column.slice(0, 1), column.slice(0, 0)):
+        features = pa.record_batch({"feature": part, "again": part})
+        rows = [{"id": number} for number in range(len(part))]
+        expected = [{"id": number, "feature": v, "again": v} for number, v in enumerate(part.to_pylist())]
+        assert list(extended(rows, features)) == expected
+
+
+def test_a_row_without_a_schema_is_checked() -> None:
+    check_row({"id": 1, "review": None}, ["review"], ["label"])
+    with pytest.raises(SettingsError, match="no text field 'text'; of its 2 columns 'texts' is named most like it"):
+        check_row({"id": 1, "texts": "private"}, ["text"], ["label"])
+    with pytest.raises(SettingsError, match="a field 'id' already; set prefix"):
+        check_row({"id": 1, "review": "a"}, ["review"], ["id"])
 
 
 def test_fields_are_checked() -> None:
@@ -82,7 +128,7 @@ def test_fields_that_may_hold_text(kind: Any) -> None:
 
 
 def test_long_texts_weigh_more() -> None:
-    assert [weight(["a", "b"], beam.Row(a=a, b="x")) for a in ("", None, 5, "y" * 4095, "y" * 50_000_000)] == [
+    assert [weight([text, "x"]) for text in ("", None, 5, "y" * 4095, "y" * 50_000_000)] == [
         *(1, 1, 1, 2),
         12_208,
     ]

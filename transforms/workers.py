@@ -1,0 +1,246 @@
+"""What runs on a worker: batches or rows in, the same with features out, by the one model of the process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.utils.windowed_value import WindowedValue
+
+from . import schema_rows
+from .discretion import discreet
+from .encoder import Encoder, EngineSettings
+from .errors import SettingsError
+from .featurization import Failure, FeatureSpec, featurize_with_failures
+from .isolation import IsolatedEncoder
+from .provenance import Provenance
+from .watchdog import WATCHDOG
+
+__all__ = ["FAILED", "FeaturizeBatches", "FeaturizeRows", "wrong_element"]
+
+_log = logging.getLogger(__name__)
+
+FAILED = "failed"
+"""Tag of the output with the rows that could not be processed, where they are asked for."""
+
+_MOST_WAITING = 4096
+"""Rows that are gathered before they are computed, fewer where texts are long."""
+
+
+def wrong_element(kind: type) -> str:
+    """What is told of an element that is neither a batch nor a row."""
+    cure = ""
+    if issubclass(kind, str):
+        cure = "; make rows of strings by beam.Map(lambda text: beam.Row(text=text))"
+    elif issubclass(kind, pa.Table):
+        cure = "; make batches of tables by beam.FlatMap(lambda table: table.to_batches(4096))"
+    elif issubclass(kind, tuple):
+        cure = "; make rows of tuples, such as beam.Map(lambda pair: beam.Row(key=pair[0], text=pair[1]))"
+    return (
+        f"an element is a {kind.__name__}; features are computed for pyarrow record batches, as ReadDocuments gives "
+        f"them, for dicts, and for rows with named fields (beam.Row, NamedTuple, dataclass){cure}"
+    )
+
+
+class _Worker(beam.DoFn):
+    """Holds the encoder that all stages of the process share."""
+
+    def __init__(
+        self, model: str, engine: EngineSettings, spec: FeatureSpec, stall_timeout: float, apart: bool = False
+    ) -> None:
+        self._apart = apart
+        self._told: set[tuple[str, str]] = set()
+        self._model = model
+        self._engine = engine
+        self._spec = spec
+        self._stall_timeout = stall_timeout
+        self._encoder: Encoder | None = None
+        self._isolated: IsolatedEncoder | None = None
+        self._documents = Metrics.counter("distilbeam", "documents")
+        self._tokens = Metrics.counter("distilbeam", "tokens")
+        self._truncated = Metrics.counter("distilbeam", "truncated")
+        self._rejected = Metrics.counter("distilbeam", "rejected_by_model")
+
+    # No property, since Beam looks at every attribute when a pipeline is built, and would load the model there and send
+    # it. Not in setup(): a job whose splits are all finished needs no model.
+    def encoder(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = Encoder.shared(self._model, self._engine)
+        return self._encoder
+
+    def featurize(
+        self, batch: pa.RecordBatch, provenance: Provenance | None = None
+    ) -> tuple[pa.RecordBatch, dict[int, Failure]]:
+        """The batch with its features, and why rows failed, by position.
+
+        It is computed in a process of its own where an earlier attempt at its split has died.
+        """
+        if provenance is None:
+            encoder: Encoder | IsolatedEncoder = self.encoder()
+            what = f"{batch.num_rows} rows"
+        else:
+            encoder = self.isolated() if provenance.attempt > 1 else self.encoder()
+            what = f"batch {provenance.sequence} of split {provenance.ordinal} ({provenance.source!r})"
+        with WATCHDOG.watch(what, self._stall_timeout):
+            return featurize_with_failures(batch, self._spec, encoder)
+
+    def isolated(self) -> IsolatedEncoder:
+        if self._isolated is None:
+            _log.info("work on a split was begun before and did not end; its rows run in a process of their own")
+            self._isolated = IsolatedEncoder.shared(self._model, self._engine, self._spec, self._stall_timeout)
+        return self._isolated
+
+    def teardown(self) -> None:
+        if self._isolated is not None:
+            self._isolated.release()
+            self._isolated = None
+
+    def _featurized(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        """A batch of a PCollection of batches."""
+        provenance = Provenance.of(batch)
+        if provenance is not None and provenance.finished:
+            yield batch
+            return
+        result, failed = self.featurize(batch, provenance)
+        if provenance is None:
+            self._tell(failed)
+            if self._apart and failed:
+                yield from (_apart(batch.slice(row, 1), failure) for row, failure in failed.items())
+                result = result.filter(pa.array([row not in failed for row in range(batch.num_rows)]))
+        self._count(result, len(failed))
+        yield result
+
+    def _count(self, result: pa.RecordBatch, failed: int) -> None:
+        counts = result.column(self._spec.prefix + "token_count").to_numpy(zero_copy_only=False)
+        self._documents.inc(result.num_rows)
+        self._tokens.inc(int(np.nansum(counts)))
+        self._truncated.inc(result.column(self._spec.prefix + "truncated").true_count)
+        self._rejected.inc(failed)
+
+    def _tell(self, failed: Mapping[int, Failure]) -> None:
+        """Says once of each kind of failure what nothing in the output will tell."""
+        for stage, error, reason in failed.values():
+            if (stage, error) in self._told:
+                continue
+            self._told.add((stage, error))
+            _log.warning(
+                "a row could not be processed (%s in stage %s: %s); such rows are counted as rejected_by_model, and %s",
+                error,
+                stage,
+                reason,
+                "set apart" if self._apart else "stay with null features: with_exception_handling() sets them apart",
+            )
+
+
+class FeaturizeBatches(_Worker):
+    """Record batches in, record batches with features out."""
+
+    @discreet
+    def process(self, batch: pa.RecordBatch) -> Iterator[Any]:
+        if not isinstance(batch, pa.RecordBatch):
+            raise SettingsError(wrong_element(type(batch)))
+        yield from self._featurized(batch)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A row on its way to the model, with all that Beam knows of it."""
+
+    element: Any
+    fields: Mapping[str, Any]
+    timestamp: Any
+    windows: tuple[Any, ...]
+    pane: Any
+
+    def carry(self, value: Any) -> WindowedValue:
+        return WindowedValue(value, self.timestamp, self.windows, self.pane)
+
+
+class FeaturizeRows(_Worker):
+    """Rows or dicts in, the same with new fields out, each at its own time and in its own windows.
+
+    Rows are gathered until the bundle ends or there are enough of them, whatever their windows: unlike
+    ``BatchElements``, which gives all of a batch the end of their window for a time.
+
+    Args:
+        columns: the text fields.
+        names: the fields of a row; None where the PCollection has no schema, and each element tells its own.
+        apart: whether rows that fail leave by the output ``FAILED``, as ``(element, (error, reason, []))``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine: EngineSettings,
+        spec: FeatureSpec,
+        stall_timeout: float,
+        apart: bool,
+        columns: tuple[str, ...],
+        names: tuple[str, ...] | None,
+    ) -> None:
+        super().__init__(model, engine, spec, stall_timeout, apart)
+        self._columns = columns
+        self._names = names
+
+    def start_bundle(self) -> None:
+        self._waiting: list[_Waiting] = []
+        self._weight = 0
+
+    @discreet
+    def process(
+        self,
+        element: Any,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        pane: Any = beam.DoFn.PaneInfoParam,
+    ) -> Iterator[Any]:
+        last = self._waiting[-1] if self._waiting else None
+        if last is not None and last.element is element and last.timestamp == timestamp and window not in last.windows:
+            last.windows += (window,)  # Beam gives an element of several windows once for each; it is computed once
+            return
+        if isinstance(element, pa.RecordBatch):
+            yield from self._featurized(element)
+            return
+        fields = schema_rows.fields_of(element, self._names)
+        if fields is None:
+            raise SettingsError(wrong_element(type(element)))
+        if self._names is None:
+            schema_rows.check_row(fields, self._columns, self._spec.columns)
+        if self._weight >= _MOST_WAITING:
+            yield from self._flush()
+        self._waiting.append(_Waiting(element, fields, timestamp, (window,), pane))
+        self._weight += schema_rows.weight([fields[name] for name in self._columns])
+
+    @discreet
+    def finish_bundle(self) -> Iterator[Any]:
+        yield from self._flush()
+
+    def _flush(self) -> Iterator[Any]:
+        waiting, self._waiting, self._weight = self._waiting, [], 0
+        if not waiting:
+            return
+        rows = [each.fields for each in waiting]
+        batch, failed = schema_rows.text_batch(rows, self._columns)
+        result, failed_later = self.featurize(batch)
+        failed |= failed_later
+        self._tell(failed)
+        self._count(result, len(failed))
+        for position, fields in enumerate(schema_rows.extended(rows, result.select(self._spec.columns))):
+            each = waiting[position]
+            if self._apart and position in failed:
+                yield _apart(each.element, failed[position], each)
+            else:
+                yield each.carry(fields if isinstance(each.element, dict) else beam.Row(**fields))
+
+
+def _apart(element: Any, failure: Failure, place: _Waiting | None = None) -> beam.pvalue.TaggedOutput:
+    """A row that failed as Beam's own dead letters have it; no line of a traceback, which may quote the text."""
+    stage, error, reason = failure
+    letter: tuple[Any, tuple[str, str, list[str]]] = (element, (error, f"{reason} (stage {stage})", []))
+    return beam.pvalue.TaggedOutput(FAILED, letter if place is None else place.carry(letter))
