@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -23,7 +22,8 @@ from distilbeam.transforms.errors import (
     SettingsError,
 )
 
-from .options import check_flags, is_in_process, parse
+from .options import check_flags, is_in_process, parse, spellings
+from .spelling import as_options
 
 __all__ = ["main"]
 
@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, _Terminated) as stop:
         return _code(stop)
     except DistilbeamError as error:
-        _say(f"error: {_as_options(str(error))}")
+        _say(f"error: {_spelled(str(error))}")
         _trace(error, options)
         return 2 if isinstance(error, _WRONG_INPUT) else 1
     except Exception as error:
         from .failures import explain
 
         hint = "" if _debugging(options) else "; run it with --log-level debug to see where"
-        _say(f"error: the job failed with {explain(error)}{hint}")
+        _say(f"error: the job failed with {_spelled(explain(error))}{hint}")
         _trace(error, options)
         return 1
 
@@ -135,7 +135,7 @@ def _demo(options: Namespace, flags: list[str]) -> int:
 
         console = _console()
         console.print(f"\nlooking: distilbeam inspect {options.output}\n", soft_wrap=True, markup=False)
-        show_inspection(inspect(options.output, rows=3), console)
+        show_inspection(inspect(options.output, rows=3), console, _spelled)
     return code
 
 
@@ -150,7 +150,7 @@ def _inspect(options: Namespace, _: list[str]) -> int:
     else:
         from .display import show_inspection
 
-        show_inspection(found, _console())
+        show_inspection(found, _console(), _spelled)
     sys.stdout.flush()
     return 0
 
@@ -253,9 +253,16 @@ def _quieten(level: str, flags: Sequence[str]) -> None:
         return record.levelno >= (runners if record.name.startswith("apache_beam.runners") else others)
 
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     handler.addFilter(wanted)
     logging.basicConfig(handlers=[handler], level=min(ours, runners, others), force=True)
+
+
+class _Formatter(logging.Formatter):
+    """A formatter that names settings as options."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _spelled(super().format(record))
 
 
 def _console() -> Any:
@@ -282,17 +289,8 @@ def _trace(error: BaseException, options: Namespace | None) -> None:
         current = current.__cause__
 
 
-def _as_options(message: str) -> str:
-    """A message with the settings it names spelled as on the command line."""
-    settings = (
-        "if_exists|if_changed|max_rejects|max_length|max_line_bytes|max_shard_bytes|split_bytes|embedding_dtype|token_budget"
-        "|model_sha256|decode_bytes|bad_files|stall_timeout"
-    )
-    message = re.sub(rf"\b(?:{settings})\b", lambda name: "--" + name[0].replace("_", "-"), message)
-    message = re.sub(r"\bformat='(\w+)'", r"--format \1", message)
-    message = re.sub(r"\bbad_files='(\w+)'", r"--bad-files \1", message)
-    message = message.replace("or None for no limit", "or none for no limit")
-    return re.sub(r"\b(set|raise) (prefix|pooling|types|keep|format|incremental|since)\b", r"\1 --\2", message)
+def _spelled(message: str) -> str:
+    return as_options(message, spellings())
 
 
 def _say(message: str) -> None:

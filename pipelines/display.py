@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -48,8 +48,8 @@ def show_summary(summary: Summary, console: Console) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def show_inspection(found: Inspection, console: Console) -> None:
-    """Tables on an output folder."""
+def show_inspection(found: Inspection, console: Console, spell: Callable[[str], str] = str) -> None:
+    """Tables on an output folder; ``spell`` turns what they say of settings into what the reader types."""
     facts = [("output", f"{found.output}: {found.rows:,} rows, {_plural(found.shards, 'shard')}, {size(found.bytes)}")]
     earlier = f", {found.covered:,} of them in earlier outputs" if found.covered else ""
     facts.append(("input", f"{_plural(found.files, 'file')}{earlier}"))
@@ -59,8 +59,10 @@ def show_inspection(found: Inspection, console: Console) -> None:
         facts.append(
             (
                 "unfinished",
-                f"commit {commit.commit:,}, begun {_moment(commit.time)}; unless a job is at it, run the same command "
-                "with --if-exists resume to finish it, or with --if-exists overwrite to start anew",
+                spell(
+                    f"commit {commit.commit:,}, begun {_moment(commit.time)}; unless a job is at it, run the same job "
+                    "with `if_exists='resume'` to finish it, or with `if_exists='overwrite'` to start anew"
+                ),
             )
         )
     for stage, model in enumerate(found.models):
@@ -102,7 +104,7 @@ def show_inspection(found: Inspection, console: Console) -> None:
     if found.labels:
         _labels(found, console)
     if found.rejects.total:
-        _rejects(found, console)
+        _rejects(found, console, spell)
     for number, row in enumerate(found.sample):
         console.print()
         console.print(Text(f"row {number}", style="bold"))
@@ -159,7 +161,7 @@ def _labels(found: Inspection, console: Console) -> None:
         console.print(f"and {len(labels) - _MAX_LABELS} more")
 
 
-def _rejects(found: Inspection, console: Console) -> None:
+def _rejects(found: Inspection, console: Console, spell: Callable[[str], str]) -> None:
     table = _table("rejected at", "rows", "error")
     for kind in found.rejects.kinds:
         table.add_row(_clean(kind["stage"]), f"{kind['rows']:,}", _clean(kind["error"]))
@@ -170,7 +172,7 @@ def _rejects(found: Inspection, console: Console) -> None:
         unit = "row" if reject["line"] is None else "line"
         where = f"{reject['source']} {unit} {reject[unit]}"
         named = f" ({reject['id']})" if reject.get("id") is not None else ""
-        console.print(_clean(f"{where}{named}: {reject['reason']}"), soft_wrap=True)
+        console.print(_clean(f"{where}{named}: {spell(reject['reason'])}"), soft_wrap=True)
 
 
 def _list(facts: Iterable[tuple[str, str]], console: Console, indent: str = "", cut: bool = False) -> None:

@@ -30,7 +30,7 @@ _CLASS = re.compile(r"^ +.*\n([A-Za-z_][\w.]*)(?=:|$)", re.M)
 _FRAME = re.compile(r'^ *File "([^"]+)", line (\d+)', re.M)
 # What the thread of a worker process raises once that has ended.
 _DEATH = re.compile(r"Worker subprocess exited with return code (-?\d+)")
-_RESUME = "run again with if_exists 'resume', which keeps the finished work"
+_RESUME = "run again with `if_exists='resume'`, which keeps the finished work"
 _STEP = re.compile(r" \[while running '.*", re.S)
 
 
@@ -84,7 +84,7 @@ def told_death(code: int) -> str:
     """What is said of a worker process that has ended with a code."""
     if code == EXIT_CODE:
         return (
-            f"a worker has ended itself, since a text made no progress for the time of stall_timeout; {_RESUME} and "
+            f"a worker has ended itself, since a text made no progress for the time of `stall_timeout`; {_RESUME} and "
             "sets that text aside"
         )
     number = -code if code < 0 else code - 128  # the second is how a shell puts it
@@ -94,7 +94,7 @@ def told_death(code: int) -> str:
     if name == "SIGKILL":
         return (
             "a worker was killed (SIGKILL), as systems do where memory runs out; give it more memory, fewer workers or "
-            f"a smaller token_budget, and {_RESUME}"
+            f"a smaller `token_budget`, and {_RESUME}"
         )
     return f"a worker has died ({name}); {_RESUME}, and it runs the texts at hand in processes of their own"
 

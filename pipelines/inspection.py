@@ -162,7 +162,7 @@ def inspect(output: str, rows: int = 5) -> Inspection:
         OutputError: its files are not what its manifest says.
     """
     if rows < 0:
-        raise SettingsError(f"rows is {rows}; give a whole number from 0")
+        raise SettingsError(f"`rows` is {rows}; give a whole number from 0")
     manifest = find_manifest(output)
     number = manifest.commit if manifest else 0
     unfinished = [_commit(load_entry(output, entry)) for entry in list_entries(output) if entry > number]
@@ -171,8 +171,8 @@ def inspect(output: str, rows: int = 5) -> Inspection:
             raise InputError(f"{output} holds no finished output: {_cure(unfinished[-1])}")
         if list_files(join(output, STAGING)):
             raise InputError(
-                f"{output} holds only the work of an unfinished job; finish it by the same command with --if-exists "
-                "resume"
+                f"{output} holds only the work of an unfinished job; finish it by running the same job with "
+                "`if_exists='resume'`"
             )
         raise InputError(f"{output} holds no output of distilbeam: there is no {join(output, MANIFEST)}")
     shards = [join(output, shard.path) for shard in manifest.shards]
@@ -244,8 +244,8 @@ def _commit(entry: Entry) -> Commit:
 
 def _cure(commit: Commit) -> str:
     return (
-        f"commit {commit.commit}, begun {commit.time}, is not finished; unless a job is at it, run the same command "
-        "with --if-exists resume to finish it, or with --if-exists overwrite to start anew"
+        f"commit {commit.commit}, begun {commit.time}, is not finished; unless a job is at it, run the same job "
+        "with `if_exists='resume'` to finish it, or with `if_exists='overwrite'` to start anew"
     )
 
 

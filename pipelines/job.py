@@ -249,11 +249,13 @@ def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Summary
 def _commit_mode(if_exists: str, recurring: bool, if_changed: str) -> str:
     """What the commit may do with an output that is there."""
     if if_changed == "overwrite" and if_exists == "overwrite":
-        raise SettingsError("if_exists and if_changed are both 'overwrite'; if_exists alone starts anew in any case")
+        raise SettingsError(
+            "`if_exists` and `if_changed` are both 'overwrite'; `if_exists` alone starts anew in any case"
+        )
     if if_changed == "overwrite" and not recurring and if_exists != "resume":
         raise SettingsError(
-            "if_changed is 'overwrite', but the job goes on from nothing; set incremental or since, or if_exists to "
-            "'resume'"
+            "`if_changed` is 'overwrite', but the job goes on from nothing; set `incremental`, `since` or "
+            "`if_exists='resume'`"
         )
     if if_changed == "overwrite":
         return "overwrite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
 import importlib.util
 import io
 import re
@@ -16,12 +17,13 @@ from distilbeam import __version__
 from distilbeam.transforms.errors import SettingsError
 from distilbeam.transforms.names import FEATURES
 
+from .spelling import option_names
 from .usage import BEAM, COMMANDS, EPILOG, EXAMPLES
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-__all__ = ["COMMANDS", "beam_flags", "check_flags", "is_direct", "is_in_process", "parse"]
+__all__ = ["COMMANDS", "beam_flags", "check_flags", "is_direct", "is_in_process", "parse", "spellings"]
 
 _DIRECT = ("", "direct", "directrunner", "fnapi", "fnapirunner")
 
@@ -66,6 +68,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         names = ", ".join(f"--{name}" for name in missing)
         raise SettingsError(f"missing {names}; see distilbeam {options.command} -h")
     return options, flags + unchecked
+
+
+@functools.cache
+def spellings() -> dict[str, str]:
+    """The option of each setting, whichever command has it, such as ``{"if_exists": "--if-exists"}``."""
+    return option_names(_parser())
 
 
 def beam_flags() -> set[str]:
@@ -231,6 +239,13 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--batch-rows", type=_count, metavar="N", help="rows of a record batch, which are sorted together"
+    )
+    group.add_argument("--batch-bytes", type=_count, metavar="N", help="bytes of a record batch, at most")
+    group.add_argument(
+        "--max-line-bytes",
+        type=_count,
+        metavar="N",
+        help="bytes of a line, a longer one is rejected (default 67108864)",
     )
 
 

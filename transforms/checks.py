@@ -12,12 +12,12 @@ __all__ = ["check_sha256", "whole_number"]
 def whole_number(name: str, value: object, least: int, most: int) -> None:
     """Raises SettingsError unless the setting ``name`` is an int (no bool) from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise SettingsError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        raise SettingsError(f"`{name}` must be a whole number from {least} to {most}, not {value!r}")
 
 
 def check_sha256(name: str, value: object) -> None:
     """Raises SettingsError unless the setting ``name`` is a SHA-256 in hexadecimal."""
     if not isinstance(value, str) or not re.fullmatch("[0-9A-Fa-f]{64}", value):
         raise SettingsError(
-            f"{name} must be 64 hexadecimal digits, as sha256sum model.safetensors prints them, not {value!r:.80}"
+            f"`{name}` must be 64 hexadecimal digits, as sha256sum model.safetensors prints them, not {value!r:.80}"
         )

@@ -51,7 +51,7 @@ def cause(error: BaseException) -> str:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role, on the workers too"
         )
     if isinstance(error, OSError) and error.errno in _FULL:
-        return "the disk is full; free some space and run again with if_exists 'resume', which keeps finished work"
+        return "the disk is full; free some space and run again with `if_exists='resume'`, which keeps finished work"
     return f"{name}: {masked(' '.join(str(error).split()))}"
 
 

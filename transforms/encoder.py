@@ -74,11 +74,11 @@ class EngineSettings:
     def __post_init__(self) -> None:
         name, _, index = self.device.partition(":")
         if name not in ("auto", "cpu", "cuda") or (":" in self.device and (name != "cuda" or not index.isdecimal())):
-            raise SettingsError(f"device is {self.device!r}; it must be {_DEVICES}")
+            raise SettingsError(f"`device` is {self.device!r}; it must be {_DEVICES}")
         if self.dtype not in _DTYPES:
-            raise SettingsError(f"dtype is {self.dtype!r}; it must be one of {', '.join(_DTYPES)}")
+            raise SettingsError(f"`dtype` is {self.dtype!r}; it must be one of {', '.join(_DTYPES)}")
         if self.dtype == "int8" and name == "cuda":
-            raise SettingsError(f"dtype 'int8' is for CPUs, and device is {self.device!r}; use another dtype there")
+            raise SettingsError(f"`dtype='int8'` is for CPUs, and `device` is {self.device!r}; use another dtype there")
         for setting in ("threads", "token_budget"):
             if getattr(self, setting) is not None:
                 whole_number(setting, getattr(self, setting), 1, 1 << 30)
@@ -328,7 +328,7 @@ def check_spec(checkpoint: Checkpoint, spec: FeatureSpec) -> None:
     """
     limit = checkpoint.config.max_position_embeddings
     if spec.needs_encoder and spec.max_length is not None and spec.max_length > limit:
-        raise SettingsError(f"max_length is {spec.max_length}; {checkpoint.id} reads at most {limit} tokens")
+        raise SettingsError(f"`max_length` is {spec.max_length}; {checkpoint.id} reads at most {limit} tokens")
     if spec.needs_classes and not checkpoint.labels:
         raise SettingsError(
             f"{checkpoint.id} has no classification head, so it gives no label; take a fine-tuned checkpoint"
@@ -338,10 +338,10 @@ def check_spec(checkpoint: Checkpoint, spec: FeatureSpec) -> None:
     if "embedding" in spec.features:
         if spec.pooling is None and checkpoint.sentence.unsupported:
             raise SettingsError(
-                f"{checkpoint.id} cannot be embedded as published: {checkpoint.sentence.unsupported}; set pooling"
+                f"{checkpoint.id} cannot be embedded as published: {checkpoint.sentence.unsupported}; set `pooling`"
             )
         if spec.dimensions is not None and spec.dimensions > checkpoint.config.dim:
-            raise SettingsError(f"dimensions is {spec.dimensions}; {checkpoint.id} has {checkpoint.config.dim}")
+            raise SettingsError(f"`dimensions` is {spec.dimensions}; {checkpoint.id} has {checkpoint.config.dim}")
 
 
 def _class_columns(scores: npt.NDArray[np.float32], labels: Sequence[str]) -> dict[str, pa.Array]:

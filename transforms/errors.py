@@ -8,7 +8,9 @@
     |   +-- OutputExistsError
     +-- RejectLimitError   more rows were set aside than ``max_rejects`` allows
 
-A message names the value, what is allowed and the cure. It never holds the text of a document.
+A message names the value, what is allowed and the cure. It never holds the text of a document. A setting stands in it
+between backticks, by its name or as Python gives it, such as ``raise `max_rejects` or set `if_exists='resume'```: so
+the command line can tell it from all else and spell it as an option. Nothing else stands between backticks.
 """
 
 __all__ = [

@@ -74,7 +74,7 @@ class WriteFeatures(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
         if self.if_exists not in ("error", "overwrite", "resume"):
-            raise SettingsError(f"if_exists is {self.if_exists!r}; allowed are error, overwrite, resume")
+            raise SettingsError(f"`if_exists` is {self.if_exists!r}; it must be one of error, overwrite, resume")
         self._limit = parse_max_rejects(self.max_rejects)
         self._shards = ShardSettings(self.format, self.compression, self.max_shard_bytes)
         self._output = _absolute(self.path)
@@ -103,17 +103,19 @@ class WriteFeatures(beam.PTransform):
             SettingsError: the settings contradict each other.
         """
         if if_changed not in ("error", "overwrite"):
-            raise SettingsError(f"if_changed is {if_changed!r}; allowed are error, overwrite")
+            raise SettingsError(f"`if_changed` is {if_changed!r}; it must be one of error, overwrite")
         if if_changed == "overwrite" and self.if_exists != "overwrite":
             raise SettingsError(
-                f"if_changed is 'overwrite', but if_exists is {self.if_exists!r}, which replaces nothing; set it to "
-                "'overwrite'; what has not changed is kept all the same"
+                f"`if_changed` is 'overwrite', but `if_exists` is {self.if_exists!r}, which replaces nothing; set "
+                "`if_exists='overwrite'`; what has not changed is kept all the same"
             )
         if (incremental or since is not None) and self.if_exists == "error":
-            raise SettingsError("incremental and since go on from an output; set if_exists to 'resume'")
+            raise SettingsError("`incremental` and `since` go on from an output; set `if_exists='resume'`")
         earlier = None if since is None else _absolute(since)
         if earlier is not None and earlier.rstrip("/") == self._output.rstrip("/"):
-            raise SettingsError(f"since and the output are the same folder, {earlier!r}; set incremental to grow it")
+            raise SettingsError(
+                f"`since` and the output are the same folder, {earlier!r}; set `incremental` to grow it"
+            )
         resume = self.if_exists == "resume" or if_changed == "overwrite"
         return Ledger(
             self._output,

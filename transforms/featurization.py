@@ -61,10 +61,10 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         for name in self.features:
-            _allow("feature", name, FEATURES)
+            _allow("features", name, FEATURES)
         if not self.features or len(set(self.features)) != len(self.features):
             raise SettingsError(
-                f"features are {list(self.features)}; name at least one of {', '.join(FEATURES)}, each once"
+                f"`features` are {list(self.features)}; name at least one of {', '.join(FEATURES)}, each once"
             )
         if self.pooling is not None:
             _allow("pooling", self.pooling, _POOLING)
@@ -75,7 +75,7 @@ class FeatureSpec:
             # Two special tokens and one of the text at least.
             whole_number("max_length", self.max_length, 3, 1 << 30)
         if self.text is not None and not self.text:
-            raise SettingsError("text names no column; name at least one, or leave it out")
+            raise SettingsError("`text` names no column; name at least one, or leave it out")
 
     @property
     def needs_encoder(self) -> bool:
@@ -105,7 +105,7 @@ class FeatureSpec:
 
 def _allow(setting: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise SettingsError(f"{setting} is {value!r}; it must be one of {', '.join(allowed)}")
+        raise SettingsError(f"`{setting}` is {value!r}; it must be one of {', '.join(allowed)}")
 
 
 def document_texts(batch: pa.RecordBatch, columns: Sequence[str], separator: str) -> pa.Array:
@@ -167,7 +167,7 @@ def featurize_with_failures(
         return batch, {}
     taken = [name for name in spec.columns if name in batch.schema.names]
     if taken:
-        raise SettingsError(f"the input has a column {taken[0]!r} already; set prefix to name the features otherwise")
+        raise SettingsError(f"the input has a column {taken[0]!r} already; set `prefix` to name the features otherwise")
     text_columns, separator = text_source(spec, provenance)
     texts = document_texts(batch, text_columns, separator)
     present = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))

@@ -225,5 +225,5 @@ def _wrong(kind: Any) -> type | None:
 
 def _seconds(stall_timeout: float) -> float:
     if isinstance(stall_timeout, bool) or not isinstance(stall_timeout, int | float) or not 0 <= stall_timeout < 1e9:
-        raise SettingsError(f"stall_timeout is {stall_timeout!r}; give a number of seconds, or 0 for no limit")
+        raise SettingsError(f"`stall_timeout` is {stall_timeout!r}; give a number of seconds, or 0 for no limit")
     return float(stall_timeout)

@@ -240,7 +240,7 @@ class _Child:
             if request != self._request:
                 raise DistilbeamError(
                     f"the process that computes rows apart answered request {request} and not {self._request}; "
-                    "nothing was taken from it: run the job again with --if-exists resume"
+                    "nothing was taken from it: run the job again with `if_exists='resume'`"
                 )
             if kind == ERROR:
                 raise _raised(json.loads(data))

@@ -112,8 +112,8 @@ def parse_max_rejects(value: int | str | None) -> RejectLimit:
         return RejectLimit(count=int(text))
     except (ValueError, ZeroDivisionError):
         raise SettingsError(
-            f"max_rejects is {value!r}; give a number of rows such as 100, a percentage from '0%' to '100%', or None "
-            "for no limit"
+            f"`max_rejects` is {value!r}; give a number of rows such as 100, a percentage from '0%' to '100%', or "
+            "'none' for no limit"
         ) from None
 
 
@@ -153,10 +153,10 @@ class RejectWatch:
             causes = sum(self._causes.values(), Counter[tuple[str, str]]()).most_common(3)
             frequent = ", ".join(f"{error} in stage {stage} ({count})" for (stage, error), count in causes)
             raise RejectLimitError(
-                f"{self._rejects} of the first {self._seen} rows were set aside, more than max_rejects={self._limit} "
-                f"will allow, so the job was ended early; nothing was committed. Most frequent: {frequent}, the last "
-                f"in {provenance.source!r}; repair the input, correct the settings, or raise max_rejects and run again "
-                "with if_exists 'resume', which keeps the finished work"
+                f"{self._rejects} of the first {self._seen} rows were set aside, more than the {self._limit} that "
+                f"`max_rejects` will allow, so the job was ended early; nothing was committed. Most frequent: "
+                f"{frequent}, the last in {provenance.source!r}; repair the input, correct the settings, or raise "
+                "`max_rejects` and run again with `if_exists='resume'`, which keeps the finished work"
             )
 
 

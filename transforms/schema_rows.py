@@ -45,7 +45,7 @@ def check_fields(fields: RowTypeConstraint, text: Sequence[str], added: Sequence
             raise SettingsError(f"the text field {name!r} is of type {kind.__name__}; it must be a string")
     for name in added:
         if name in known:
-            raise SettingsError(f"the rows have a field {name!r} already; set prefix to name the features otherwise")
+            raise SettingsError(f"the rows have a field {name!r} already; set `prefix` to name the features otherwise")
 
 
 def output_type(fields: RowTypeConstraint, spec: FeatureSpec) -> RowTypeConstraint:

@@ -136,7 +136,7 @@ def _end(work: _Work) -> None:
         _log.critical(
             "no progress for %g seconds in %s; ending the process with code %d, so that the work is tried again, in a "
             "process of its own, which finds the row that hangs: a runner does so by itself, a job on this machine "
-            "when it is run again with --if-exists resume (--stall-timeout sets the seconds)",
+            "when it is run again with `if_exists='resume'` (`stall_timeout` sets the seconds)",
             work.seconds,
             work.what,
             EXIT_CODE,

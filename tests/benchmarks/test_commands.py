@@ -133,7 +133,7 @@ def test_the_commands_of_the_docs_are_understood() -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["scaling", "--dtype", "foo"], "dtype is 'foo'"),
+        (["scaling", "--dtype", "foo"], "`dtype` is 'foo'"),
         (["roofline", "--dtype", "float32", "float16"], "float16"),
         (["roofline", "--plot", "x.foo"], "'x.foo'; its ending must be one of"),
         (["peers", "--only", "nothing"], "'nothing' is the beginning of no peer"),

@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "zstd: a window of 2 GB": (
         "d.jsonl.zst",
         lambda: b"\x28\xb5\x2f\xfd\x00\xa8\x03\x00\x10A",
-        "more than decode_bytes=.*--long=31",
+        "more than `decode_bytes=.*--long=31",
     ),
     "a line of 200 MB": ("d.jsonl", lambda: b"x" * (200 * _MB), "rejects: 1 LineTooLong$"),
     "a line of 200 MB as text": ("d.txt", lambda: b"x" * (200 * _MB), "rejects: 1 LineTooLong$"),

@@ -624,7 +624,7 @@ def test_a_pin_holds_the_weights_that_are_used(folder: Path) -> None:
 
 @pytest.mark.parametrize("value", ["", "abc", "g" * 64, "0" * 63, "sha256:" + "0" * 64])
 def test_what_is_no_digest_is_refused_at_once(value: str) -> None:
-    with pytest.raises(SettingsError, match="model_sha256 must be 64 hexadecimal digits, as sha256sum"):
+    with pytest.raises(SettingsError, match="`model_sha256` must be 64 hexadecimal digits, as sha256sum"):
         Embed("nowhere/at/all@main", model_sha256=value)
 
 

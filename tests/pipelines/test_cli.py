@@ -40,6 +40,9 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
     assert "PRIVATE" not in err
     (line,) = [line for line in err.splitlines() if not re.match(r"\d\d:\d\d:\d\d \w+: ", line)]
     assert line.startswith("distilbeam: error: ")
+    assert "`" not in line
+    assert not re.search(r"\b(if_exists|if_changed|max_\w+|split_bytes|bad_files|model_sha256|\w+_timeout)\b", line)
+    assert not re.search(r"\b(?:types|keep|format|dtype)=", line)
     return line
 
 
@@ -176,11 +179,11 @@ def test_a_finished_output_is_resumed_with_its_own_settings_only(
     for more, told in (
         (["--text", "other"], "text was"),
         (["--separator", "-"], "separator was"),
-        (["--keep", "id"], "other settings of the input (text, keep, nulls"),
+        (["--keep", "id"], "other settings of the input (--text, --keep, --nulls"),
         (["--nulls", "keep"], "other settings of the input"),
         (["--types", "other=large_string"], "other settings of the input"),
-        (["--compression", "snappy"], "compression was 'zstd', is 'snappy'"),
-        (["--max-shard-bytes", "12345"], "max_bytes was"),
+        (["--compression", "snappy"], "--compression was 'zstd', is 'snappy'"),
+        (["--max-shard-bytes", "12345"], "--max-shard-bytes was"),
     ):
         assert main([*command, *more, "--progress", "none"]) == 2
         assert told in sentence(capsys)

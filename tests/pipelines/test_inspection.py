@@ -285,10 +285,10 @@ def test_an_unfinished_commit_is_told(
     assert main(["inspect", str(copy), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["unfinished"][0]["commit"] == 2
     next(copy.glob("*.parquet")).unlink()
-    with pytest.raises(OutputError, match=r"not whole: commit 2, begun .* --if-exists resume"):
+    with pytest.raises(OutputError, match=r"not whole: commit 2, begun .* `if_exists='resume'`"):
         inspect(str(copy))
     (copy / "_distilbeam" / "manifest.json").unlink()
-    with pytest.raises(InputError, match=r"no finished output: commit 2, begun .* --if-exists resume"):
+    with pytest.raises(InputError, match=r"no finished output: commit 2, begun .* `if_exists='resume'`"):
         inspect(str(copy))
     (history / "000002.json").write_text("{")
     with pytest.raises(InputError, match=r"000002\.json.*damaged"):

@@ -285,7 +285,7 @@ def test_resume_after_a_change_of_mind(output: str, plan: Plan, clean: dict[str,
 
 def test_other_shard_sizes_are_another_output(output: str, plan: Plan) -> None:
     commit(output, plan.write_all(output, SHARDS))
-    with pytest.raises(OutputExistsError, match="max_bytes was 700, is"):
+    with pytest.raises(OutputExistsError, match="`max_shard_bytes` was 700, is"):
         finished(output, (plan.settings,), ShardSettings(), plan)
     commit(output, plan.write_all(output), if_exists="overwrite")
     check_settled(output)
@@ -409,7 +409,7 @@ def test_staged_files_taken_away(tmp_path: Path, plan: Plan) -> None:
 
 def test_too_many_rejects_leave_nothing_visible(output: str, plan: Plan, clean: dict[str, bytes]) -> None:
     records = plan.write_all(output, SHARDS)
-    with pytest.raises(RejectLimitError, match="more than max_rejects=1%"):
+    with pytest.raises(RejectLimitError, match="more than the 1% that `max_rejects`"):
         commit(output, records, limit=parse_max_rejects("1%"))
     assert visible_rows(output) == []
     assert resume(output, plan) == 0

@@ -351,7 +351,7 @@ def test_wrong_input_is_answered_with_the_cure(tmp_path: Path, read: Any) -> Non
     with pytest.raises(InputError, match="no file matches"):
         read(tmp_path)
     (tmp_path / "d.docx").write_text("x")
-    with pytest.raises(InputError, match=r"known extensions are \.parquet.*format="):
+    with pytest.raises(InputError, match=r"known extensions are \.parquet.*set `format` to"):
         read(tmp_path)
     assert read(tmp_path, format="text").texts == ["x"]
     (tmp_path / "a.json").write_text('\n [{"text": "a"}]')
@@ -376,7 +376,7 @@ def test_wrong_input_is_answered_with_the_cure(tmp_path: Path, read: Any) -> Non
         ({"path": "s3://key:secret@bucket/x"}, "password"),
         ({"path": "simplecache::s3://b/x"}, "chained"),
         ({"path": "http://169.254.169.254/"}, "cannot use http://"),
-        ({"text": []}, "text must be"),
+        ({"text": []}, "`text` must be"),
         ({"text": ["a", "a"]}, "twice"),
         ({"text": "_row"}, "rename"),
         ({"format": "xml"}, "'parquet', 'jsonl'"),
@@ -385,7 +385,7 @@ def test_wrong_input_is_answered_with_the_cure(tmp_path: Path, read: Any) -> Non
         ({"types": {"text": "int64"}}, "text column"),
         ({"split_bytes": 0}, "whole number from 1"),
         ({"batch_rows": 2.5}, "whole number from 1"),
-        ({"separator": None}, "separator must be a text"),
+        ({"separator": None}, "`separator` must be a text"),
     ],
 )
 def test_wrong_settings_fail_at_construction(settings: dict[str, Any], message: str) -> None:

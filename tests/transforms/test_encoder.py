@@ -116,8 +116,8 @@ def test_a_text_that_cannot_be_processed_is_named_by_its_position(checkpoints: C
     [
         ("bare", FeatureSpec(("label",)), "has no classification head"),
         ("masked_lm", FeatureSpec(("scores",)), "has no classification head"),
-        ("bare", FeatureSpec(("embedding",), max_length=65), "max_length is 65; .* reads at most 64 tokens"),
-        ("bare", FeatureSpec(("embedding",), dimensions=DIM + 1), f"dimensions is {DIM + 1}; .* has {DIM}"),
+        ("bare", FeatureSpec(("embedding",), max_length=65), "`max_length` is 65; .* reads at most 64 tokens"),
+        ("bare", FeatureSpec(("embedding",), dimensions=DIM + 1), f"`dimensions` is {DIM + 1}; .* has {DIM}"),
     ],
 )
 def test_what_a_checkpoint_cannot_give_is_refused(
@@ -143,7 +143,7 @@ def test_a_folder_whose_embedding_is_unknown_needs_a_pooling(checkpoints: Checkp
     modules[2]["type"] = "sentence_transformers.models.Dense"
     (folder / "modules.json").write_text(json.dumps(modules))
     encoder = load(str(folder))
-    with pytest.raises(SettingsError, match=r"its modules are Transformer > Pooling > Dense;.*; set pooling"):
+    with pytest.raises(SettingsError, match=r"its modules are Transformer > Pooling > Dense;.*; set `pooling`"):
         encoder.embed(["the"])
     assert encoder.embed(["the"], pooling="mean").shape == (1, DIM)
 
@@ -151,14 +151,14 @@ def test_a_folder_whose_embedding_is_unknown_needs_a_pooling(checkpoints: Checkp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"device": "gpu"}, "device is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
-        ({"device": "cuda:x"}, "device is 'cuda:x'"),
-        ({"device": "cuda:"}, "device is 'cuda:'"),
-        ({"device": "cpu:0"}, "device is 'cpu:0'"),
-        ({"dtype": "bf16"}, "dtype is 'bf16'; it must be one of auto, float32, bfloat16, float16, int8"),
-        ({"dtype": "int8", "device": "cuda:1"}, "dtype 'int8' is for CPUs, and device is 'cuda:1'"),
-        ({"threads": 0}, "threads must be a whole number from 1 to \\d+, not 0"),
-        ({"token_budget": -1}, "token_budget must be a whole number from 1 to \\d+, not -1"),
+        ({"device": "gpu"}, "`device` is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:x"}, "`device` is 'cuda:x'"),
+        ({"device": "cuda:"}, "`device` is 'cuda:'"),
+        ({"device": "cpu:0"}, "`device` is 'cpu:0'"),
+        ({"dtype": "bf16"}, "`dtype` is 'bf16'; it must be one of auto, float32, bfloat16, float16, int8"),
+        ({"dtype": "int8", "device": "cuda:1"}, "`dtype='int8'` is for CPUs, and `device` is 'cuda:1'"),
+        ({"threads": 0}, "`threads` must be a whole number from 1 to \\d+, not 0"),
+        ({"token_budget": -1}, "`token_budget` must be a whole number from 1 to \\d+, not -1"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:

@@ -360,7 +360,7 @@ def test_two_models_in_one_pipeline(tmp_path: Path, checkpoints: Any) -> None:
     before = hashes(tmp_path / "out")
     job("mean")
     assert hashes(tmp_path / "out") == before
-    with pytest.raises(OutputExistsError, match="pooling was 'mean', is 'cls'"):
+    with pytest.raises(OutputExistsError, match="`pooling` was 'mean', is 'cls'"):
         job("cls")
     assert hashes(tmp_path / "out") == before
 
@@ -415,7 +415,7 @@ def test_existing_output(tmp_path: Path, plan: Plan) -> None:
     with pytest.raises(OutputExistsError, match=r"overwrite.*resume"):
         beam.Pipeline(runner=FnApiRunner()) | beam.Create([]) | WriteFeatures(output)
     other = Plan(settings={"model": "tiny", "dimensions": 2}, lines=20)
-    with pytest.raises(OutputExistsError, match="dimensions was None, is 2"):
+    with pytest.raises(OutputExistsError, match="`dimensions` was None, is 2"):
         WriteFeatures(output, if_exists="resume").ledger(other.settings).finished(other.splits)
     assert run(output, other.batches, if_exists="overwrite")["commit"] == 2
     run(tmp_path / "clean", other.batches)

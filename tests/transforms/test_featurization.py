@@ -223,7 +223,7 @@ def test_tokenizing_loads_no_model(checkpoints: Checkpoints) -> None:
 @pytest.mark.parametrize("name", EVERYTHING.columns)
 def test_a_column_that_is_there_already_is_refused(encoder: Encoder, name: str) -> None:
     batch = documents(["the cat"]).append_column(name, pa.array([1]))
-    with pytest.raises(SettingsError, match=f"has a column '{name}' already; set prefix"):
+    with pytest.raises(SettingsError, match=f"has a column '{name}' already; set `prefix`"):
         featurize(batch, EVERYTHING, encoder)
     result = featurize(batch, replace(EVERYTHING, prefix="new_"), encoder)
     assert result.schema.names == [*batch.schema.names, *("new_" + column for column in EVERYTHING.columns)]
@@ -402,14 +402,14 @@ def test_a_zero_vector_stays_zero() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": ("embeddings",)}, "feature is 'embeddings'; it must be one of embedding, label"),
+        ({"features": ("embeddings",)}, "`features` is 'embeddings'; it must be one of embedding, label"),
         ({"features": ()}, "name at least one of embedding"),
         ({"features": ("label", "label")}, "each once"),
         ({"pooling": "mena"}, "pooling is 'mena'; it must be one of mean, cls, max"),
-        ({"embedding_dtype": "int8"}, "embedding_dtype is 'int8'; it must be one of float32, float16"),
-        ({"dimensions": 0}, "dimensions must be a whole number from 1 to \\d+, not 0"),
-        ({"max_length": 2}, "max_length must be a whole number from 3 to \\d+, not 2"),
-        ({"text": ()}, "text names no column"),
+        ({"embedding_dtype": "int8"}, "`embedding_dtype` is 'int8'; it must be one of float32, float16"),
+        ({"dimensions": 0}, "`dimensions` must be a whole number from 1 to \\d+, not 0"),
+        ({"max_length": 2}, "`max_length` must be a whole number from 3 to \\d+, not 2"),
+        ({"text": ()}, "`text` names no column"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:

@@ -242,14 +242,14 @@ def test_other_elements_of_unknown_type_are_refused(checkpoints: Checkpoints, el
     ("make", "message"),
     [
         (lambda: Embed("model", pooling="mena"), "pooling is 'mena'"),
-        (lambda: Embed("model", dimensions=0), "dimensions must be a whole number .*, not 0"),
-        (lambda: Embed("model", device="gpu"), "device is 'gpu'"),
-        (lambda: Embed("model", dtype="int4"), "dtype is 'int4'"),
-        (lambda: Embed("model", threads=0), "threads must be a whole number .*, not 0"),
-        (lambda: Embed("model", token_budget=0), "token_budget must be a whole number .*, not 0"),
-        (lambda: Embed("model", max_length=1), "max_length must be a whole number .*, not 1"),
-        (lambda: Embed("model", text=[]), "text names no column"),
-        (lambda: Featurize("model", ["vectors"]), "feature is 'vectors'"),
+        (lambda: Embed("model", dimensions=0), "`dimensions` must be a whole number .*, not 0"),
+        (lambda: Embed("model", device="gpu"), "`device` is 'gpu'"),
+        (lambda: Embed("model", dtype="int4"), "`dtype` is 'int4'"),
+        (lambda: Embed("model", threads=0), "`threads` must be a whole number .*, not 0"),
+        (lambda: Embed("model", token_budget=0), "`token_budget` must be a whole number .*, not 0"),
+        (lambda: Embed("model", max_length=1), "`max_length` must be a whole number .*, not 1"),
+        (lambda: Embed("model", text=[]), "`text` names no column"),
+        (lambda: Featurize("model", ["vectors"]), "`features` is 'vectors'"),
         (lambda: Featurize("model", []), "name at least one"),
     ],
 )
@@ -272,7 +272,7 @@ def test_fields_are_checked_where_the_pipeline_is_built(checkpoints: Checkpoints
     rows = pipeline() | beam.Create([beam.Row(id=1, review="a", label="mine")])
     with pytest.raises(SettingsError, match="no text field 'text'; their fields are id, review, label"):
         rows | "no text" >> Classify(checkpoints.classifier)
-    with pytest.raises(SettingsError, match="have a field 'label' already; set prefix"):
+    with pytest.raises(SettingsError, match="have a field 'label' already; set `prefix`"):
         rows | "taken" >> Classify(checkpoints.classifier, text="review")
 
 

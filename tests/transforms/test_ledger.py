@@ -274,12 +274,12 @@ def test_overwrite_starts_anew_file_by_file(folder: Folder) -> None:
 
 def test_a_state_must_be_an_output_of_the_same_settings(folder: Folder) -> None:
     day = [f"{ROOT}/day-{number}" for number in range(3)]
-    with pytest.raises(InputError, match=r"since is 'memory://ledger/day-0', which holds no finished output"):
+    with pytest.raises(InputError, match=r"`since` is 'memory://ledger/day-0', which holds no finished output"):
         run(folder.url, day[1], since=day[0])
     run(folder.url, day[0], settings=[SETTINGS], models=[model("one")])
     with pytest.raises(OutputExistsError, match=r"day-0', was made with other settings of the input"):
         run(folder.url, day[1], since=day[0], settings=[SETTINGS], models=[model("one")], nulls="keep")
-    with pytest.raises(OutputExistsError, match=r"day-0', was made with other settings \(model was 'm', is 'n'\)"):
+    with pytest.raises(OutputExistsError, match=r"day-0', was made with other settings \(`model` was 'm', is 'n'\)"):
         run(folder.url, day[1], since=day[0], settings=[{**SETTINGS, "model": "n"}])
     with pytest.raises(OutputExistsError, match=r"day-0', was made by another model: its weights"):
         run(folder.url, day[1], since=day[0], settings=[SETTINGS], models=[model("two")])
@@ -337,10 +337,10 @@ def test_days_on_s3(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("if_exists", "said", "told"),
     [
-        ("error", {"incremental": True}, "set if_exists to 'resume'"),
-        ("error", {"since": "x"}, "set if_exists to 'resume'"),
+        ("error", {"incremental": True}, "set `if_exists='resume'`"),
+        ("error", {"since": "x"}, "set `if_exists='resume'`"),
         ("resume", {"if_changed": "overwrite"}, "which replaces nothing"),
-        ("resume", {"if_changed": "resume"}, "allowed are error, overwrite"),
+        ("resume", {"if_changed": "resume"}, "must be one of error, overwrite"),
         ("resume", {"since": "memory://ledger/out/"}, "the same folder"),
     ],
 )

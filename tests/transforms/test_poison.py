@@ -173,7 +173,7 @@ def test_a_job_with_no_text_at_all_ends_before_it_has_read_all(checkpoints: Chec
     p = beam.Pipeline(runner=FnApiRunner())
     written = p | ReadDocuments(str(source)) | Embed(checkpoints.bare, **CPU) | WriteFeatures(str(tmp_path / "out"))
     assert written is not None
-    with pytest.raises(Exception, match="rows were set aside, more than max_rejects=1% will allow") as caught:
+    with pytest.raises(Exception, match="set aside, more than the 1% that `max_rejects` will allow") as caught:
         p.run().wait_until_finish()
     seen = int(str(caught.value).split(" of the first ")[1].split()[0])
     assert 1000 <= seen < 20_000

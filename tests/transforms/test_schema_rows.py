@@ -116,7 +116,7 @@ def test_fields_are_checked() -> None:
     check_fields(FIELDS, ["review"], ["label"])
     with pytest.raises(SettingsError, match="no text field 'text'; their fields are id, review"):
         check_fields(FIELDS, ["text"], ["label"])
-    with pytest.raises(SettingsError, match="have a field 'id' already; set prefix"):
+    with pytest.raises(SettingsError, match="have a field 'id' already; set `prefix`"):
         check_fields(FIELDS, ["review"], ["id"])
     with pytest.raises(SettingsError, match="the text field 'id' is of type int; it must be a string"):
         check_fields(FIELDS, ["id"], ["label"])

@@ -260,9 +260,9 @@ def test_settings() -> None:
     assert ShardSettings().compression == "zstd"
     assert ShardSettings("jsonl").compression == "none"
     assert ShardSettings("parquet") == ShardSettings("parquet", "zstd")
-    with pytest.raises(SettingsError, match="'csv'; allowed are parquet, jsonl"):
+    with pytest.raises(SettingsError, match="'csv'; it must be one of parquet, jsonl"):
         ShardSettings("csv")
-    with pytest.raises(SettingsError, match="max_shard_bytes is True"):
+    with pytest.raises(SettingsError, match="`max_shard_bytes` is True"):
         ShardSettings(max_bytes=True)
 
 

@@ -23,7 +23,7 @@ def test_work_without_progress_ends_the_process() -> None:
     done = run("with w.watch('batch 3 of split 7', 0.3): time.sleep(30)\nprint('survived')")
     assert (done.returncode, done.stdout) == (EXIT_CODE, "")
     assert "no progress for 0.3 seconds in batch 3 of split 7; ending the process with code 75" in done.stderr
-    assert "--if-exists resume" in done.stderr
+    assert "`if_exists='resume'`" in done.stderr
 
 
 _OWN_WORK = """

@@ -197,7 +197,7 @@ def _check_pin(weights: WeightsFile, sha256: str) -> None:
     found = weights.sha256()
     if found != sha256.lower():
         raise CheckpointError(
-            f"{shown(weights.path)} has the SHA-256 {found}, but model_sha256 pins {sha256.lower()}; take the model "
+            f"{shown(weights.path)} has the SHA-256 {found}, but `model_sha256` pins {sha256.lower()}; take the model "
             "that is meant, or pin this one if you trust it"
         )
 

@@ -49,7 +49,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | Non
         index = int(device.partition(":")[2] or 0)
         if index >= count:
             raise SettingsError(
-                f"device {device!r} is not here: this worker has {count} CUDA devices; use 'cpu' or 'auto'"
+                f"`device={device!r}` is not here: this worker has {count} CUDA devices; use 'cpu' or 'auto'"
             )
     if dtype == "auto":
         if device == "cpu":
@@ -57,9 +57,9 @@ def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | Non
         else:
             dtype = "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float16"
     if dtype == "float16" and device == "cpu":
-        raise SettingsError("dtype 'float16' needs a CUDA device; use 'bfloat16' or 'float32' on the CPU")
+        raise SettingsError("`dtype='float16'` needs a CUDA device; use 'bfloat16' or 'float32' on the CPU")
     if dtype == "int8" and not multiplies_int8(1):
-        raise SettingsError("dtype 'int8' needs an x86-64 CPU with AVX2 and torch with oneDNN; use 'auto' here")
+        raise SettingsError("`dtype='int8'` needs an x86-64 CPU with AVX2 and torch with oneDNN; use 'auto' here")
     return Compute(device=device, dtype=dtype, threads=threads or _DEFAULT_THREADS)
 
 

@@ -285,7 +285,8 @@ class Engine:
         self._token_budget = max(1, min(self._token_budget - 1, budget))
         _log.log(
             level,
-            "out of memory on %s: from here on at most %d tokens go into a micro-batch; set token_budget to avoid this",
+            "out of memory on %s: from here on at most %d tokens go into a micro-batch; set "
+            "`token_budget` to avoid this",
             self.compute.device,
             self._token_budget,
         )

@@ -240,7 +240,7 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
         fields |= {name: pa.field(name, pa.string()) for name in settings.asked or settings.text if name not in fields}
     for name, kind in settings.types.items():
         if name not in fields and "jsonl" not in formats:
-            raise InputError(f"types names a column {name!r} that is not read; leave it out, or add it to keep")
+            raise InputError(f"`types` names a column {name!r} that is not read; leave it out, or add it to `keep`")
         if name in fields or wanted(settings, [name]):
             fields[name] = pa.field(name, kind if name not in settings.text else pa.string())
     _check_types(formats, {name: field.type for name, field in fields.items() if name in settings.types})
@@ -255,11 +255,11 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
     if ROW in fields:
         raise InputError(
             f"the input has a column {ROW!r}, a name that is used for the position of a row; rename it, or leave it "
-            "out by listing the columns to keep"
+            "out by listing the columns to `keep`"
         )
     schema = pa.schema([fields[name] for name in settings.asked or fields])
     if formats != {"parquet"} and (leaves := count_leaves(schema)) > MAX_COLUMNS:
-        raise InputError(f"the input has {leaves} columns, more than {MAX_COLUMNS}; list the columns to keep")
+        raise InputError(f"the input has {leaves} columns, more than {MAX_COLUMNS}; list the columns to `keep`")
     return schema
 
 
@@ -284,7 +284,7 @@ def _check_types(formats: Collection[str], types: Mapping[str, pa.DataType]) -> 
                     pa.array([], pa.string()).cast(kind)
             except pa.ArrowException:
                 raise InputError(
-                    f"column {name!r} cannot be read as {kind} from {format} files; change types="
+                    f"column {name!r} cannot be read as {kind} from {format} files; change `types`"
                 ) from None
 
 
@@ -302,7 +302,7 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
         except pa.ArrowException:
             raise InputError(
                 f"column {name!r} is {field.type} in {source!r} but {other.type} in {url!r}; leave it out by listing "
-                "the columns to keep, or give it a type with types=, such as string"
+                "the columns to `keep`, or give it a type with `types`, such as string"
             ) from None
         if both.type != field.type:
             field, source = both, url

@@ -56,7 +56,7 @@ class ReadSettings:
         _one_of("nulls", self.nulls, ("reject", "keep"))
         _one_of("bad_files", self.bad_files, ("fail", "reject"))
         if not isinstance(self.separator, str):
-            raise SettingsError(f"separator must be a text, not {self.separator!r}")
+            raise SettingsError(f"`separator` must be a text, not {self.separator!r}")
         if self.id is not None:
             _names("id", self.id)
         for name, least, most in (
@@ -70,7 +70,7 @@ class ReadSettings:
         for name in self.text:
             if name in self.types and not is_text_type(self.types[name]):
                 raise SettingsError(
-                    f"types gives the text column {name!r} the type {self.types[name]}; leave it out, or give it string"
+                    f"`types` gives the text column {name!r} the type {self.types[name]}; leave it out, or give it string"
                 )
 
     @property
@@ -103,24 +103,24 @@ class ReadSettings:
 def _paths(value: Any) -> tuple[str, ...]:
     paths = [value] if isinstance(value, str) or hasattr(value, "__fspath__") else list(value)
     if not paths:
-        raise SettingsError("path is an empty list; give at least one file, glob or folder")
+        raise SettingsError("the list of inputs is empty; give at least one file, glob or folder")
     return tuple(map(check_url, paths))
 
 
 def _names(setting: str, value: Any, may_be_empty: bool = False) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(name, str) and name for name in names) or not (names or may_be_empty):
-        raise SettingsError(f"{setting} must be a column name or a list of them, not {value!r}")
+        raise SettingsError(f"`{setting}` must be a column name or a list of them, not {value!r}")
     if ROW in names:
-        raise SettingsError(f"{setting} names {ROW!r}, which is used for the position of a row; rename the column")
+        raise SettingsError(f"`{setting}` names {ROW!r}, which is used for the position of a row; rename the column")
     if len(set(names)) < len(names):
-        raise SettingsError(f"{setting} names a column twice: {', '.join(map(repr, names))}")
+        raise SettingsError(f"`{setting}` names a column twice: {', '.join(map(repr, names))}")
     return names
 
 
 def _one_of(setting: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
-        raise SettingsError(f"{setting} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        raise SettingsError(f"`{setting}` must be one of {', '.join(map(repr, allowed))}, not {value!r}")
 
 
 def _type(name: str, kind: str | pa.DataType) -> pa.DataType:
@@ -130,6 +130,6 @@ def _type(name: str, kind: str | pa.DataType) -> pa.DataType:
         return pa.type_for_alias(kind)
     except (ValueError, TypeError):
         raise SettingsError(
-            f"types gives column {name!r} the type {kind!r}, which Arrow does not know; for example double, int64, "
+            f"`types` gives column {name!r} the type {kind!r}, which Arrow does not know; for example double, int64, "
             "bool, string, date32, timestamp[us]"
         ) from None

@@ -196,7 +196,7 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
 def _warn_of_unread_keys(source: str) -> None:
     _LOG.warning(
         "objects in %r have keys that are no columns, since the first lines of the sampled files lack them; they are "
-        "not read; to read them give their types=, or list the columns to keep",
+        "not read; to read them give their `types`, or list the columns to `keep`",
         source,
     )
 
@@ -292,7 +292,7 @@ def _column(
     except pa.ArrowException:
         raise InputError(
             f"cannot read {source!r}: a value of column {field.name!r} does not fit from {column.type} into "
-            f"{field.type}; give another type with types="
+            f"{field.type}; give another type with `types`"
         ) from None
 
 

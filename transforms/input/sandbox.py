@@ -159,8 +159,8 @@ def _told(failure: dict[str, Any], memory: int) -> Exception:
         return DecoderError(failure["reason"])
     if "memory" in failure:
         return DecoderError(
-            f"it takes more memory to decode than decode_bytes={memory} allows, as bombs do; if the file is sound, "
-            "raise decode_bytes, or write it anew with smaller pages"
+            f"it takes more memory to decode than `decode_bytes={memory}` allows, as bombs do; if the file is sound, "
+            "raise `decode_bytes`, or write it anew with smaller pages"
         )
     return DecoderError(f"it is damaged, or Arrow cannot read what it holds ({failure['error']})")
 

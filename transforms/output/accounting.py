@@ -65,8 +65,8 @@ def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
     modelled = [record for record in records if record.rows or record.models]
     for first, record in _differing(modelled, lambda record: identity(record.models)):
         raise OutputError(
-            f"splits {first.ordinal} and {record.ordinal} were made by different models or settings; set if_exists to "
-            "'overwrite' to start anew"
+            f"splits {first.ordinal} and {record.ordinal} were made by different models or settings; set "
+            "`if_exists='overwrite'` to start anew"
         )
     for first, record in _differing(records, lambda record: record.writer):
         raise OutputError(f"splits {first.ordinal} and {record.ordinal} were written with different settings")
@@ -91,10 +91,10 @@ def check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLimi
     rejects, seen = sum(record.rejects for record in records), sum(record.seen for record in records)
     if limit.exceeded(rejects, seen):
         raise RejectLimitError(
-            f"{rejects} of {seen} rows were set aside, more than max_rejects={limit} allows; nothing was committed. "
-            f"Most frequent: {_causes(output, records)}. All reasons are in "
+            f"{rejects} of {seen} rows were set aside, more than the {limit} that `max_rejects` allows; nothing was "
+            f"committed. Most frequent: {_causes(output, records)}. All reasons are in "
             f"{filesystems.join(output, STAGING, '*-rejects.parquet')!r}, with lines counted from the start of each "
-            "split; repair the input, or raise max_rejects and run again with if_exists 'resume', which keeps the "
+            "split; repair the input, or raise `max_rejects` and run again with `if_exists='resume'`, which keeps the "
             "finished work"
         )
 
@@ -116,8 +116,8 @@ def warn_of_mixed_precision(manifest: Manifest) -> None:
         computes = [compute for compute in manifest.computes if compute["stage"] == stage]
         if len({compute.get("dtype") for compute in computes}) > 1:
             _log.warning(
-                "the rows of this output were not all computed alike: %s; set dtype and run again with if_exists "
-                "'overwrite' to have all in one precision",
+                "the rows of this output were not all computed alike: %s; set `dtype` and run again with "
+                "`if_exists='overwrite'` to have all in one precision",
                 ", ".join(
                     f"{each.get('dtype')} on {each.get('device')} ({each['splits']} splits)" for each in computes
                 ),

@@ -21,7 +21,8 @@ def other_job(output: str) -> OutputError:
     """What a job fails with that was overtaken."""
     return OutputError(
         f"another job has committed to {output!r} since this one began, so nothing of this one was committed; run it "
-        "again with if_exists 'resume' or 'overwrite', and give jobs that run at the same time folders of their own"
+        "again with `if_exists='resume'` or `if_exists='overwrite'`, and give jobs that run at the same time "
+        "folders of their own"
     )
 
 

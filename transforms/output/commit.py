@@ -64,7 +64,7 @@ def begin(output: str, if_exists: str, job: str | None = None) -> Base:
     if staged and if_exists != "resume":
         _log.warning(
             "%r holds %d finished splits of a job that did not end, which this one does not use; to go on from them, "
-            "stop it and run it with if_exists 'resume'",
+            "stop it and run it with `if_exists='resume'`",
             output,
             staged,
         )
@@ -109,7 +109,7 @@ def commit(
     records = check_records(records)
     target = Manifest(tuple(final_record(record) for record in records))
     if len(target.files) < sum(len(record.files) for record in target.records):
-        raise OutputError("two splits have the same file names; set max_shard_bytes to another value and run again")
+        raise OutputError("two splits have the same file names; set `max_shard_bytes` to another value and run again")
     state = OutputState.read(output)
     # What the plan found finished, or did not find, was so when it looked, which may be before the job's own look.
     base = (base or state.base(uuid.uuid4().hex)).earliest(*(record.base for record in records))
@@ -153,8 +153,8 @@ def _refuse_other_model(state: OutputState, manifest: Manifest) -> None:
     before = state.manifest.models if state.manifest else ()
     if settings_of(before) == settings and identity(before) != identity(manifest.models):
         raise OutputExistsError(
-            f"{state.output!r} holds an output of another model: its weights or tokenizer differ; set if_exists to "
-            "'overwrite' to replace it"
+            f"{state.output!r} holds an output of another model: its weights or tokenizer differ; set "
+            "`if_exists='overwrite'` to replace it"
         )
 
 
@@ -245,7 +245,7 @@ def _check_staged(state: OutputState, records: Sequence[SplitRecord], target: Ma
 def _lost(output: str, file: FileRecord) -> OutputError:
     return OutputError(
         f"the file {file.path!r} is no longer in {output!r}, or not whole; another job may have written to the same "
-        "folder: run again with if_exists 'resume'"
+        "folder: run again with `if_exists='resume'`"
     )
 
 

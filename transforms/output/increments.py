@@ -185,8 +185,8 @@ def _check_fit(
             if not _fits(settings, url, columns.field(name), schema.field(name)):
                 raise Misfit(
                     f"column {name!r} is {columns.field(name).type} in the output, but {schema.field(name).type} in "
-                    f"{url!r}; convert the file, or set if_exists to 'overwrite' to start anew, where types= can "
-                    "give the column a type that suits all files and keep= can leave it out"
+                    f"{url!r}; convert the file, or set `if_exists='overwrite'` to start anew, where `types` can "
+                    "give the column a type that suits all files and `keep` can leave it out"
                 )
     for file in files:
         for name in wanted(settings, [name for name, _ in file.partitions]):
@@ -207,8 +207,8 @@ def _check_categories(columns: pa.Schema) -> None:
 
 def _surplus(url: str, name: str) -> Misfit:
     return Misfit(
-        f"{url!r} has a column {name!r} that the output does not have; leave it out of the file, or set if_exists to "
-        "'overwrite' to start anew, with it in all rows or with keep= listing the columns to keep"
+        f"{url!r} has a column {name!r} that the output does not have; leave it out of the file, or set "
+        "`if_exists='overwrite'` to start anew, with it in all rows or with `keep` listing the columns to keep"
     )
 
 

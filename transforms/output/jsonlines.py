@@ -93,7 +93,7 @@ def _texts(array: pa.Array) -> list[str]:
         return _strings(array.cast(pa.string()))
     except pa.ArrowNotImplementedError:
         raise OutputError(
-            f"JSON has nothing for a column of type {kind}; leave it out with keep, or write Parquet"
+            f"JSON has nothing for a column of type {kind}; leave it out with `keep`, or write Parquet"
         ) from None
 
 

@@ -140,13 +140,13 @@ class _Planning:
         assert isinstance(self._reading, ReadSettings)
         if made is not None and earlier is not None and made.input != earlier.input:
             raise OutputExistsError(
-                f"{self._ledger.output!r} holds an output of other columns than {self._ledger.since!r}; set if_exists "
-                "to 'overwrite' to replace it"
+                f"{self._ledger.output!r} holds an output of other columns than {self._ledger.since!r}; set "
+                "`if_exists='overwrite'` to replace it"
             )
         if not base.input:
             raise OutputExistsError(
                 f"{self._ledger.output if made else self._ledger.since!r} was written by an older version, which did "
-                "not note the columns of its input; set if_exists to 'overwrite' to start anew"
+                "not note the columns of its input; set `if_exists='overwrite'` to start anew"
             )
         records = holding(made.records) if made else []
         lost = {record.name for record in records if not self._find(record.split, record.name)}
@@ -178,7 +178,7 @@ class _Planning:
         self._start_anew(
             OutputExistsError(
                 f"{self._ledger.output!r} holds the output of another input: none of its {len(before)} files is in "
-                "this one; set if_exists to 'overwrite' to replace it, or choose another folder"
+                "this one; set `if_exists='overwrite'` to replace it, or choose another folder"
             )
         )
         return True
@@ -224,8 +224,7 @@ class _Planning:
             return wanted if wanted in names or self._find(split, wanted) else ""
         if len(names) > 1:
             raise OutputError(
-                f"{ledger.output!r} holds a split staged with several models; set if_exists to 'overwrite' to start "
-                "anew"
+                f"{ledger.output!r} holds a split staged with several models; set `if_exists='overwrite'` to start anew"
             )
         return next(iter(names), "")
 
@@ -252,7 +251,7 @@ class _Planning:
             if self._other_model(made):
                 raise OutputExistsError(
                     f"{ledger.output!r} holds an output of another model: its weights or tokenizer differ; set "
-                    "if_exists to 'overwrite' to replace it"
+                    "`if_exists='overwrite'` to replace it"
                 )
         except OutputExistsError as error:
             self._start_anew(error)
@@ -268,12 +267,12 @@ class _Planning:
         earlier = find_manifest(since)
         if earlier is None:
             raise InputError(
-                f"since is {since!r}, which holds no finished output of distilbeam; give the folder of an earlier run, "
-                "or leave it out to process all files"
+                f"`since` is {since!r}, which holds no finished output of distilbeam; give the folder of an earlier "
+                "run, or leave it out to process all files"
             )
         if self._other_settings(earlier):
             if earlier.reading != self._digest:
-                what = "of the input (text, keep, nulls, id, separator, types, or what bounds a batch)"
+                what = "of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a batch)"
             else:
                 what = f"({difference(earlier, self._ledger.settings, self._ledger.shards.as_dict())})"
             reason = f"with other settings {what}"
@@ -283,7 +282,8 @@ class _Planning:
             return earlier
         if not self._ledger.overwrite_changed:
             raise OutputExistsError(
-                f"the output of since, {since!r}, was made {reason}; set if_changed to 'overwrite' to process all files"
+                f"the output of `since`, {since!r}, was made {reason}; set `if_changed='overwrite'` to process "
+                "all files"
             )
         _log.warning("processing all files, since %r was made %s", since, reason)
         return None

@@ -49,16 +49,18 @@ class ShardSettings:
 
     def __post_init__(self) -> None:
         if self.format not in _COMPRESSIONS:
-            raise SettingsError(f"format is {self.format!r}; allowed are {', '.join(_COMPRESSIONS)}")
+            raise SettingsError(
+                f"the format of the output is {self.format!r}; it must be one of {', '.join(_COMPRESSIONS)}"
+            )
         allowed = _COMPRESSIONS[self.format]
         if self.compression == "auto":
             object.__setattr__(self, "compression", allowed[0])
         if self.compression not in allowed:
             raise SettingsError(
-                f"compression is {self.compression!r}; allowed for {self.format} are auto, {', '.join(allowed)}"
+                f"`compression` is {self.compression!r}; for {self.format} it must be one of auto, {', '.join(allowed)}"
             )
         if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 1:
-            raise SettingsError(f"max_shard_bytes is {self.max_bytes!r}; give a whole number of bytes, at least 1")
+            raise SettingsError(f"`max_shard_bytes` is {self.max_bytes!r}; give a whole number of bytes, at least 1")
 
     @property
     def suffix(self) -> str:

@@ -35,6 +35,9 @@ __all__ = ["OutputState", "concurrently", "difference", "finished_record", "list
 
 _LOOKS = 5
 
+# The writer's settings by the names that a job has for them.
+_SET_AS = {"format": "output_format", "max_bytes": "max_shard_bytes"}
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -190,8 +193,8 @@ class OutputState:
         begun = bool(self.unfinished) and bool(self.visible - ours)
         if if_exists == "error" and (self.manifest is not None or begun):
             raise OutputExistsError(
-                f"{self.output!r} already holds an output; choose another folder, or set if_exists to 'overwrite' to "
-                "replace it or 'resume' to finish it"
+                f"{self.output!r} already holds an output; choose another folder, or set `if_exists='overwrite'` to "
+                "replace it or `if_exists='resume'` to finish it"
             )
         if foreign:
             what = f"{len(foreign)} files that are" if len(foreign) > 1 else "1 file that is"
@@ -219,12 +222,13 @@ class OutputState:
         if self.unfinished and self.unfinished[-1].intends(canonical(settings), writer, reading):
             return  # an overwrite with these settings was cut off in its commit
         if _same(made, settings=settings, writer=writer):
-            what = "settings of the input (text, keep, nulls, id, separator, types, or what bounds a batch)"
+            what = "settings of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a batch)"
         else:
             what = f"settings ({difference(made, settings, writer)})"
         raise OutputExistsError(
-            f"{self.output!r} holds an output made with other {what}, which cannot be gone on with; set if_exists to "
-            "'overwrite' to replace it (if_changed where a job recurs), or choose another folder"
+            f"{self.output!r} holds an output made with other {what}, which cannot be gone on with; set "
+            "`if_exists='overwrite'` to replace it (`if_changed='overwrite'` where a job recurs), or "
+            "choose another folder"
         )
 
     def refuse_other_input(self, splits: Collection[str]) -> None:
@@ -241,7 +245,7 @@ class OutputState:
         if not {record.split for record in self.manifest.records} & set(splits):
             raise OutputExistsError(
                 f"{self.output!r} holds the output of another input, or of other split sizes: none of its "
-                f"{len(self.manifest.records)} splits is in this one; set if_exists to 'overwrite' to replace it, or "
+                f"{len(self.manifest.records)} splits is in this one; set `if_exists='overwrite'` to replace it, or "
                 "choose another folder"
             )
 
@@ -335,8 +339,8 @@ def finished_record(state: OutputState, provenance: Provenance, shards: ShardSet
         )
     if len({record.fingerprint for record in records}) > 1:
         raise OutputError(
-            f"{state.output!r} holds split {provenance.ordinal} staged with several models; set if_exists to "
-            "'overwrite' to start anew"
+            f"{state.output!r} holds split {provenance.ordinal} staged with several models; set "
+            "`if_exists='overwrite'` to start anew"
         )
     return replace(records[0], ordinal=provenance.ordinal, splits=provenance.splits, base=provenance.base)
 
@@ -403,4 +407,5 @@ def difference(manifest: Manifest, settings: Sequence[Any], writer: Mapping[str,
         before |= {name: (was or {}).get(name) for name in changed}
         after |= {name: (now or {}).get(name) for name in changed}
     names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    return ", ".join(f"{name} was {before.get(name)!r}, is {after.get(name)!r}" for name in names[:3]) or "no settings"
+    told = (f"`{_SET_AS.get(name, name)}` was {before.get(name)!r}, is {after.get(name)!r}" for name in names[:3])
+    return ", ".join(told) or "no settings"

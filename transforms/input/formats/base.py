@@ -89,7 +89,7 @@ def detect(url: str, format: str | None = None) -> tuple[str, str | None]:
     if found is None:
         raise InputError(
             f"cannot tell the format of {url!r}; known extensions are {', '.join(_EXTENSIONS)}, all but Parquet also "
-            f"with {' or '.join(_COMPRESSIONS)}; or give format= one of {', '.join(FORMATS)}"
+            f"with {' or '.join(_COMPRESSIONS)}; or set `format` to one of {', '.join(FORMATS)}"
         )
     if found == "parquet" and compression:
         raise InputError(f"{url!r} is a compressed Parquet file; unpack it, Parquet compresses inside")

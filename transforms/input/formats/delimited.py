@@ -32,7 +32,7 @@ def read_header(stream: BinaryIO, format: str, limit: int) -> list[str]:
     """
     header = read_line(stream, limit + 1) if format == "tsv" else _first_record(stream, limit)
     if len(header) > limit:
-        raise Unreadable("its header cannot be read: the line is longer than max_line_bytes allows")
+        raise Unreadable("its header cannot be read: the line is longer than `max_line_bytes` allows")
     try:
         text = header.decode()
         names = text.split("\t") if format == "tsv" else next(csv.reader(io.StringIO(text, newline="")), [])
@@ -173,8 +173,9 @@ def read_records(
             elif b"\n" in data[done:] or (spans and not len(stops)):
                 row = number + len(stops)
                 raise Unreadable(
-                    f"a quote that opens in {f'row {row}' if row >= 0 else 'the header'} is never closed; close it, or "
-                    "give format='tsv' if quotes are text, or bad_files='reject' to go on without the rest of the file"
+                    f"a quote that opens in {f'row {row}' if row >= 0 else 'the header'} is never closed; close it, "
+                    "set `format='tsv'` if quotes are text, or set `bad_files='reject'` to go on without the rest of "
+                    "the file"
                 )
             else:
                 cut = len(data) - done + dropped

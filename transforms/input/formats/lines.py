@@ -96,7 +96,7 @@ class BadLine:
     number: int
     length: int
     error: str = "LineTooLong"
-    reason: str = "the line is longer than max_line_bytes allows"
+    reason: str = "the line is longer than `max_line_bytes` allows"
 
 
 def read_line(stream: BinaryIO, limit: int) -> bytes:
