@@ -16,7 +16,7 @@ ROOT = Path(distilbeam.__file__).parent
 OWN = ("cli.py", "options.py", "usage.py", "demo.py")
 SOURCES = [path for part in ("transforms", "pipelines") for path in sorted((ROOT / part).resolve().rglob("*.py"))]
 WORDS = "types|keep|pooling|prefix|incremental|since|dtype|device|threads|dimensions|nulls|separator|format|compression"
-UNMARKED = re.compile(rf"\b(?:set|raise|change|with|give) (?:{WORDS})\b|\b(?:{WORDS})=|--[a-z]")
+UNMARKED = re.compile(rf"\b(?:set|raise|change|with|give) (?:{WORDS})\b|\b(?:{WORDS})=")
 IN_BACKTICKS = re.compile(r"`[^`]*`")
 
 
@@ -50,7 +50,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
 def test_settings_in_messages_stand_between_backticks(path: Path) -> None:
     if path.name in OWN:
         return
-    named = re.compile(rf"\b(?:{'|'.join(sorted(settings()))})\b")
+    named = re.compile(rf"\b(?:{'|'.join(sorted(settings()))})\b|(?:{'|'.join(spellings().values())})\b")
     wrong = [
         (line, text)
         for line, text in prose(path)

@@ -285,13 +285,13 @@ class Times:
             except pa.ArrowInvalid:
                 raise Damaged(
                     f"column {name!r} holds a time outside of the years 1677 to 2262, which nanoseconds cannot tell; "
-                    "give the column a type of microseconds with types="
+                    "give the column a type of microseconds with `types`"
                 ) from None
             return exact
         if not coarse.cast(exact.type, safe=False).equals(exact):  # both wrap around alike
             raise Damaged(
                 f"column {name!r} holds a time with nanoseconds, which microseconds would lose; give the column a "
-                "type of nanoseconds with types="
+                "type of nanoseconds with `types`"
             )
         return coarse
 

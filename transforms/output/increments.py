@@ -200,8 +200,8 @@ def _check_categories(columns: pa.Schema) -> None:
         if with_wide_categories(column.type) != column.type:
             raise Misfit(
                 f"column {column.name!r} is {column.type} in the output, as earlier versions wrote it, and no reader "
-                "opens it once all files together have more categories than such indices tell apart; set if_exists to "
-                "'overwrite' to start anew"
+                "opens it once all files together have more categories than such indices tell apart; set "
+                "`if_exists='overwrite'` to start anew"
             )
 
 

@@ -47,8 +47,8 @@ def check_parquet(schema: pa.Schema) -> None:
     for field in schema:
         if not _is_parquet(pa.schema([field])):
             raise OutputError(
-                f"Parquet has nothing for column {field.name!r} of type {field.type}; leave it out with keep, or give "
-                "it another type with types"
+                f"Parquet has nothing for column {field.name!r} of type {field.type}; leave it out with `keep`, or "
+                "give it another type with `types`"
             )
 
 

@@ -211,7 +211,8 @@ def _stream(source: _Input, make: Callable[[], _Decompressor], start: int, name:
         except (zlib.error, OSError, EOFError, lzma.LZMAError) as error:
             if isinstance(error, lzma.LZMAError) and "emory usage" in str(error):
                 raise Unreadable(
-                    "its dictionary takes more memory than decode_bytes allows; raise decode_bytes, or unpack it before"
+                    "its dictionary takes more memory than `decode_bytes` allows; raise `decode_bytes`, or unpack "
+                    "it before"
                 ) from None
             made = 0  # a decompressor that fails keeps what it has made of the same piece
             for piece in _salvaged(source, make, start, before):
@@ -284,8 +285,8 @@ def _frame(source: _Input, decompressor: zstandard.ZstdDecompressor, magic: byte
     if frame.window_size > memory:
         log = (frame.window_size - 1).bit_length()
         raise Unreadable(
-            f"its zstd window takes {frame.window_size} bytes of memory, more than decode_bytes={memory} allows; raise "
-            f"decode_bytes to that, or unpack it with zstd -d --long={log}"
+            f"its zstd window takes {frame.window_size} bytes of memory, more than `decode_bytes={memory}` allows; "
+            f"raise `decode_bytes` to that, or unpack it with zstd -d --long={log}"
         )
     unpacking = decompressor.decompressobj()
     data = head
