@@ -70,7 +70,8 @@ class ReadSettings:
         for name in self.text:
             if name in self.types and not is_text_type(self.types[name]):
                 raise SettingsError(
-                    f"`types` gives the text column {name!r} the type {self.types[name]}; leave it out, or give it string"
+                    f"`types` gives the text column {name!r} the type {self.types[name]}; leave it out, or "
+                    "give it string"
                 )
 
     @property

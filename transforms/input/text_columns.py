@@ -35,7 +35,7 @@ def check_text(settings: ReadSettings, name: str, types: Mapping[pa.DataType, st
             continue
         # The names inside of a document are not told.
         shown = str(kind).partition("<")[0] if by_line else str(kind)
-        cure = "convert it, or give it the type string with types=" if can_be else "convert it"
+        cure = "convert it, or give it the type string with `types`" if can_be else "convert it"
         raise InputError(f"the text column {name!r} of {url!r} is {shown}, not a string; {cure}")
 
 
