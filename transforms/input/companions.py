@@ -168,7 +168,7 @@ def _of_one_format(pattern: str, data: Sequence[FileInfo], format: str | None) -
     if len(by_format) > 1:
         found = " and ".join(f"{name} ({infos[0].url!r})" for name, infos in sorted(_named(by_format)))
         raise InputError(
-            f"{pattern!r} holds files of several formats: {found}; set format= to one of them, which passes over the "
+            f"{pattern!r} holds files of several formats: {found}; set `format` to one of them, which passes over the "
             f"others, or give a glob for each, such as {_example(pattern, data)!r}"
         )
     kept = {info.url for infos in by_format.values() for info in infos}
