@@ -121,7 +121,7 @@ def pass_over(pattern: str, files: Sequence[FileInfo], format: str | None) -> tu
         example = files[0].url
         raise InputError(
             f"{pattern!r} holds nothing but files that usually lie beside data, such as {example!r}; to read them as "
-            f"documents name them, or give a glob that spells their ending, and format= one of the formats"
+            f"documents name them, or give a glob that spells their ending, and set `format` to one of the formats"
         )
     data = [info for info in data if info.size or _format_and_packing(info.url) in _MAY_BE_EMPTY] or data
     data = _of_one_format(pattern, data, format)
