@@ -175,7 +175,7 @@ def test_a_table_without_rows_is_named(tmp_path: Path) -> None:
 
 def test_a_format_that_no_table_has_is_refused(tmp_path: Path) -> None:
     _appended(str(tmp_path))
-    with pytest.raises(InputError, match=r"Delta table, which holds Parquet; leave out format="):
+    with pytest.raises(InputError, match=r"Delta table, which holds Parquet; leave out `format`"):
         _read(tmp_path, format="jsonl")
 
 

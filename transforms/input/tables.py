@@ -100,7 +100,9 @@ def read_tables(match: Match, format: str | None) -> tuple[list[FileInfo], list[
             files += by_root[root].values()
             continue
         if format not in (None, "parquet"):
-            raise InputError(f"{root!r} is a {kind} table, which holds Parquet; leave out `format`, which is {format!r}")
+            raise InputError(
+                f"{root!r} is a {kind} table, which holds Parquet; leave out `format`, which is {format!r}"
+            )
         seen = by_root[root] if match.is_glob else match.seen
         live += _live(root, kind, seen, None if match.is_glob else match.root)
     return files, live
