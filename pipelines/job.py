@@ -110,6 +110,10 @@ def run(
     batch_bytes: int | None = None,
     max_line_bytes: int | None = None,
     decode_bytes: int | None = None,
+    columns: str | Sequence[str] | None = None,
+    csv_delimiter: str = ",",
+    csv_quote: str = '"',
+    csv_escape: str = "",
     bad_files: str = "fail",
     if_exists: str = "error",
     incremental: bool = False,
@@ -141,6 +145,10 @@ def run(
         batch_bytes: bytes of a record batch, at most.
         max_line_bytes: a longer line is rejected.
         decode_bytes: memory that decoding a Parquet file may take, besides four times a row group in the file.
+        columns: names of the columns of CSV and TSV files without a header, such as ``"id,text"``.
+        csv_delimiter: character between the fields of CSV files.
+        csv_quote: character around fields of CSV files; empty if quotes are text.
+        csv_escape: character before one that is text in CSV files; by default none, two quotes are one.
         bad_files: what becomes of a damaged file: ``fail`` ends the job, ``reject`` sets aside what cannot be read,
             each row where a Parquet footer tells their number, else one reject for each part of the file.
         if_exists: what to do with an output that is there: ``error``, ``overwrite`` or ``resume``.
@@ -198,6 +206,10 @@ def run(
         nulls=nulls,
         rejects_include_text=rejects_include_text,
         bad_files=bad_files,
+        columns=columns,
+        csv_delimiter=csv_delimiter,
+        csv_quote=csv_quote,
+        csv_escape=csv_escape,
         ledger=Planned(ledger) if here else ledger,
         **_given(
             split_bytes=split_bytes,

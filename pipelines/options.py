@@ -220,6 +220,19 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--types", nargs="+", action="extend", metavar="NAME=TYPE", help="types of columns, such as stars=int64"
     )
     group.add_argument(
+        "--columns",
+        type=lambda names: names.split(","),
+        metavar="NAME,NAME",
+        help="names of the columns of CSV and TSV files without a header, such as id,text,stars",
+    )
+    group.add_argument("--csv-delimiter", default=",", metavar="C", help=r"between fields of CSV, such as ';' or '\t'")
+    group.add_argument(
+        "--csv-quote", default='"', metavar="C", help="around fields of CSV, '' if quotes are text (default \")"
+    )
+    group.add_argument(
+        "--csv-escape", default="", metavar="C", help="before a character of CSV that is text (default none)"
+    )
+    group.add_argument(
         "--separator", default=" ", metavar="TEXT", help="what joins several text columns (default a space)"
     )
     group.add_argument(

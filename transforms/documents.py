@@ -63,6 +63,12 @@ class ReadDocuments(beam.PTransform):
             sets aside what cannot be read: each row where a Parquet footer tells their number, else one reject for each
             part of the file, however many rows it may have held.
         rejects_include_text: whether a reject holds the text of the line.
+        columns: names of the columns of CSV and TSV files without a header, all of them and in order, such as
+            ``["id", "text"]`` or ``"id,text"``.
+        csv_delimiter: character between the fields of CSV files, such as ``;`` or a tab.
+        csv_quote: character around fields of CSV files that hold delimiters, line ends or quotes; empty if quotes are
+            text.
+        csv_escape: character before one that is text, in CSV files that escape; by default none, two quotes are one.
         ledger: what is done already, as ``WriteFeatures.ledger`` gives it; without one all is read.
 
     Raises:
@@ -85,6 +91,10 @@ class ReadDocuments(beam.PTransform):
     decode_bytes: int = ReadSettings.decode_bytes
     bad_files: str = ReadSettings.bad_files
     rejects_include_text: bool = ReadSettings.rejects_include_text
+    columns: str | Sequence[str] | None = ReadSettings.columns
+    csv_delimiter: str = ReadSettings.csv_delimiter
+    csv_quote: str = ReadSettings.csv_quote
+    csv_escape: str = ReadSettings.csv_escape
     ledger: _Ledger | None = None
 
     def __post_init__(self) -> None:

@@ -129,11 +129,15 @@ def test_empty_fields_and_odd_files(tmp_path: Path, read: Any) -> None:
     [
         ("d.csv", b"x" * 140_000 + b",text\n1,a\n", "a name of more than 131072 characters"),
         ("d.csv", b'"text,n\n1,a\n', "a quote that opens in the header is never closed"),
-        ("d.csv", b"text," + b"n" * 100 + b"\na,1\n", "header cannot be read: the line is longer than max_line_bytes"),
+        (
+            "d.csv",
+            b"text," + b"n" * 100 + b"\na,1\n",
+            "header cannot be read: the line is longer than `max_line_bytes`",
+        ),
         (
             "d.tsv",
             b"text\t" + b"n" * 100 + b"\na\t1\n",
-            "header cannot be read: the line is longer than max_line_bytes",
+            "header cannot be read: the line is longer than `max_line_bytes`",
         ),
     ],
 )
@@ -158,7 +162,8 @@ def test_columns_are_found_by_name_in_every_file(tmp_path: Path, read: Any) -> N
     (tmp_path / "a.csv").write_text("text,n\na,1\n")
     (tmp_path / "b.tsv").write_text("n\textra\ttext\n2\te\tb\n")
     (tmp_path / "c.csv").write_text("extra\nx\n")
-    found = read(tmp_path, nulls="keep", types={"n": "int8"})
+    paths = [str(tmp_path / name) for name in ("a.csv", "b.tsv", "c.csv")]
+    found = read(paths, nulls="keep", types={"n": "int8"})
     assert found.rows == [
         {"text": "a", "n": 1, "extra": None},
         {"text": "b", "n": 2, "extra": "e"},

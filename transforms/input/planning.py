@@ -183,6 +183,7 @@ def look(
 def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Schema]:
     """What a look into the file tells, and its schema."""
     url = file.info.url
+    settings.check_format(url, file.format)
     file = replace(file, sampled=True)
     if file.format == "parquet":
         schema, rows = parquet.look(url, settings.asked, settings.split_bytes, settings.decode_bytes)
@@ -201,7 +202,8 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
         if file.format == "jsonl":
             found, count = jsonl.infer(stream, settings.text, settings.max_line_bytes, settings.as_text)
             return replace(file, empty=not count), pa.schema(found)
-        header = delimited.read_header(stream, file.format, settings.max_line_bytes)
+        limit, columns = settings.max_line_bytes, settings.columns
+        header = delimited.columns_of(url, stream, file.format, limit, columns, settings.dialect)
     return file, pa.schema([(name, pa.string()) for name in header])
 
 
@@ -250,7 +252,7 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
             raise InputError(
                 f"there is no column {name!r} in {files[0].info.url!r}"
                 + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
-                + f"; {_columns(name, available, formats)}"
+                + f"; {_columns(name, available, formats, settings)}"
             )
     if ROW in fields:
         raise InputError(
@@ -263,8 +265,10 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
     return schema
 
 
-def _columns(name: str, available: Sequence[str], formats: Collection[str]) -> str:
+def _columns(name: str, available: Sequence[str], formats: Collection[str], settings: ReadSettings) -> str:
     """What is told of the columns there are: a Parquet file's schema is no document, a line that may be none is."""
+    if settings.columns is not None:
+        return f"`columns` names {', '.join(map(repr, available))}"
     if set(formats) == {"parquet"}:
         return f"the columns are {', '.join(map(repr, available)) or '(none)'}"
     place = "the first lines of the file show them" if "jsonl" in formats else "its first line names them"

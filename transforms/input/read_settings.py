@@ -11,12 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from distilbeam.transforms.checks import whole_number
-from distilbeam.transforms.errors import SettingsError
+from distilbeam.transforms.errors import InputError, SettingsError
 from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage.filesystems import check_url
 
 from .column_types import with_wide_categories
 from .formats.base import FORMATS, is_text_type
+from .formats.dialect import Dialect
 
 __all__ = ["ReadSettings"]
 
@@ -46,13 +47,20 @@ class ReadSettings:
     decode_bytes: int = 512 << 20
     bad_files: str = "fail"
     rejects_include_text: bool = False
+    columns: tuple[str, ...] | None = None
+    csv_delimiter: str = ","
+    csv_quote: str = '"'
+    csv_escape: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", _paths(self.path))
         object.__setattr__(self, "text", _names("text", self.text))
         object.__setattr__(self, "keep", None if self.keep is None else _names("keep", self.keep, may_be_empty=True))
         object.__setattr__(self, "types", {name: _type(name, kind) for name, kind in (self.types or {}).items()})
+        columns = self.columns.split(",") if isinstance(self.columns, str) else self.columns
+        object.__setattr__(self, "columns", None if columns is None else _names("columns", columns))
         _one_of("format", self.format, (None, *FORMATS))
+        self._check_delimited()
         _one_of("nulls", self.nulls, ("reject", "keep"))
         _one_of("bad_files", self.bad_files, ("fail", "reject"))
         if not isinstance(self.separator, str):
@@ -82,6 +90,11 @@ class ReadSettings:
         return tuple(dict.fromkeys((*self.keep, *self.text, *([self.id] if self.id else []))))
 
     @property
+    def dialect(self) -> Dialect:
+        """The characters that have a meaning in CSV files."""
+        return Dialect(self.csv_delimiter, self.csv_quote, self.csv_escape)
+
+    @property
     def as_text(self) -> frozenset[str]:
         """The columns that are strings whatever a file has them as."""
         return frozenset(name for name, kind in self.types.items() if str(kind) in ("string", "large_string"))
@@ -98,7 +111,36 @@ class ReadSettings:
         names = ("text", "keep", "nulls", "id", "separator", "batch_rows", "batch_bytes", "max_line_bytes")
         values = [getattr(self, name) for name in (*names, "rejects_include_text")]
         types = sorted((name, str(kind)) for name, kind in self.types.items())
-        return hashlib.sha256(json.dumps([*values, types]).encode()).hexdigest()
+        # Only where they are set, so that outputs made before there were such settings are still resumed.
+        dialect = self.dialect
+        csv = {} if dialect == Dialect() else vars(dialect)
+        later = [{"columns": self.columns, **csv}] if self.columns or csv else []
+        return hashlib.sha256(json.dumps([*values, types, *later]).encode()).hexdigest()
+
+    def check_format(self, url: str, format: str) -> None:
+        """Raises InputError for a file of a format that settings given for CSV do not suit."""
+        if self.columns and format not in ("csv", "tsv"):
+            raise InputError(
+                f"`columns` names the columns of CSV and TSV files without a header, but {url!r} is {format}, which "
+                "names its own; leave `columns` out, or read such files in a run of their own"
+            )
+        if format == "tsv" and self.dialect != Dialect():
+            raise InputError(
+                f"`csv_delimiter`, `csv_quote` and `csv_escape` are for CSV; set `format='csv'` to read {url!r} so"
+            )
+
+    def _check_delimited(self) -> None:
+        """Raises SettingsError for settings of CSV that are wrong, or that the format has no use for."""
+        if self.dialect != Dialect() and self.format not in (None, "csv"):
+            cure = "; set `format='csv'`" if self.format == "tsv" else ""
+            raise SettingsError(
+                f"`csv_delimiter`, `csv_quote` and `csv_escape` are for CSV, but `format` is {self.format!r}{cure}"
+            )
+        if self.columns and self.format not in (None, "csv", "tsv"):
+            raise SettingsError(
+                f"`columns` names the columns of CSV and TSV files without a header, but `format` is {self.format!r}; "
+                "leave `columns` out"
+            )
 
 
 def _paths(value: Any) -> tuple[str, ...]:

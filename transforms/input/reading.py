@@ -168,19 +168,19 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
     elif part.format == "text":
         parser, diagnose = _text_parser(schema.names[0]), _no_diagnosis
     else:
-        make = delimited.csv_parser if part.format == "csv" else delimited.tsv_parser
-        parser, diagnose = make(schema, names), delimited.diagnoser(schema, names, part.format)
+        parser = delimited.parser(schema, names, part.format, settings.dialect)
+        diagnose = delimited.diagnoser(schema, names, part.format, settings.dialect)
     seen = lines = 0
     offset = int(part.format == "csv")  # its rows count from 0, lines from 1
     most = max(1, min(_MOST_LINES, _MOST_CELLS // max(count_leaves(schema), 1)))
     with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
-        for block in _blocks(part, stream, settings.max_line_bytes):
+        for block in _blocks(part, stream, settings):
             if isinstance(block, BadLine):
                 reject = Reject.of("read", block.error, block.reason, row=block.number, length=block.length)
                 seen, lines = seen + 1, max(lines, block.number + offset)
                 yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (reject,), seen, lines)
                 continue
-            documents = _documents(part, block, names)
+            documents = _documents(part, block, names, settings)
             for first in range(0, len(documents), most):
                 some = documents.slice(first, min(first + most, len(documents)))
                 seen, lines = seen + len(some), max(lines, int(some.numbers[-1]) + offset)
@@ -201,30 +201,36 @@ def _warn_of_unread_keys(source: str) -> None:
     )
 
 
-def _blocks(part: Part, stream: Any, max_line_bytes: int) -> Iterator[Block | BadLine]:
+def _blocks(part: Part, stream: Any, settings: ReadSettings) -> Iterator[Block | BadLine]:
     if part.format == "csv":
-        return delimited.read_records(stream, max_record_bytes=max_line_bytes)
-    return read_blocks(stream, part.start, part.stop, max_line_bytes=max_line_bytes)
+        return delimited.read_records(
+            stream,
+            max_record_bytes=settings.max_line_bytes,
+            dialect=settings.dialect,
+            header=settings.columns is None,
+        )
+    return read_blocks(stream, part.start, part.stop, max_line_bytes=settings.max_line_bytes)
 
 
-def _documents(part: Part, block: Block, header: list[str]) -> Block:
+def _documents(part: Part, block: Block, header: Sequence[str], settings: ReadSettings) -> Block:
     """The lines that are rows: neither header nor blank."""
     if part.format == "jsonl":
         return jsonl.without_blank(block)
     if part.format == "csv":
         return block.keep(block.numbers >= 0)
     if part.format == "tsv":
-        body = (block.numbers > 1) if part.start == 0 else np.ones(len(block), np.bool_)
+        has_header = part.start == 0 and settings.columns is None
+        body = (block.numbers > 1) if has_header else np.ones(len(block), np.bool_)
         # An empty line is a row, an empty text, only where there is one column.
         return block.keep(body & ((block.ends > block.starts) | (len(header) == 1)))
     return block
 
 
-def _header(part: Part, settings: ReadSettings) -> list[str]:
-    if part.format not in ("csv", "tsv"):
-        return []
+def _header(part: Part, settings: ReadSettings) -> Sequence[str]:
+    if part.format not in ("csv", "tsv") or settings.columns is not None:
+        return settings.columns or ()
     with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
-        return delimited.read_header(stream, part.format, settings.max_line_bytes)
+        return delimited.read_header(stream, part.format, settings.max_line_bytes, settings.dialect)
 
 
 def _text_parser(name: str) -> Callable[[Block], pa.RecordBatch]:
