@@ -77,8 +77,8 @@ def commits(output: str) -> list[int]:
 
 
 def is_visible(path: str) -> bool:
-    """Whether readers of the folder see the file."""
-    return not any(name[:1] in "_." for name in path.split("/"))
+    """Whether readers of the folder see the file; those of the features see all that lies among them."""
+    return path.startswith("features/") or not any(name[:1] in "_." for name in path.split("/"))
 
 
 def visible_rows(output: str) -> list[dict[str, Any]]:

@@ -35,8 +35,9 @@ __all__ = ["SplitWriter", "WriteFeatures"]
 class WriteFeatures(beam.PTransform):
     """Record batches -> one folder of Parquet or JSON Lines; gives one dict that sums it up.
 
-    ``OUT/*.parquet`` holds the rows, ``OUT/_rejects/*.parquet`` the rows set aside, ``OUT/_distilbeam/manifest.json``,
-    written last, names all files. Nothing is visible before every split of the input was written.
+    ``OUT/features/*.parquet`` holds the rows. Nothing else lies there, so that any reader takes the folder, or a glob.
+    ``OUT/_rejects/*.parquet`` holds the rows set aside; ``OUT/_distilbeam/manifest.json``, written last, names all
+    files. Nothing is visible before every split of the input was written.
 
     The dict has the keys ``output`` and ``manifest`` (paths or URLs), ``commit`` (its number), ``format``; ``rows``,
     ``rejects``, ``splits``, ``shards``, ``bytes`` (counts); ``tokens``, ``truncated``, ``labels`` (sums over the rows,

@@ -65,6 +65,6 @@ def test_too_many_bad_rows_fail_the_job_and_show_nothing(
     assert "Most frequent: " in done.stderr
     assert "more than the 2% that --max-rejects" in done.stderr
     assert "canary" not in done.stderr
-    assert not list(output.glob("*.parquet"))
+    assert not list(output.glob("features/*.parquet"))
     distilbeam("embed", "--model", tiny, "--input", source, "--output", output, "--max-rejects", "3%")
-    assert sum(pq.read_metadata(path).num_rows for path in output.glob("*.parquet")) == 97
+    assert sum(pq.read_metadata(path).num_rows for path in output.glob("features/*.parquet")) == 97

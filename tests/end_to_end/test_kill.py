@@ -47,15 +47,17 @@ def test_killed_and_resumed_equals_undisturbed(
         os.kill(job.pid, signal.SIGKILL)
     finally:
         job.wait()
-    assert not list(output.glob("*.parquet")), "something became visible before the commit"
+    assert not list(output.glob("features/*.parquet")), "something became visible before the commit"
     kept = {path.name: path.stat().st_mtime_ns for path in staging.rglob("*.parquet")}
     assert len(records) >= finished
     assert kept
 
     done = distilbeam(*command(output, "--if-exists", "resume"))
     assert "resumed" in done.stdout + done.stderr or "kept" in done.stdout + done.stderr
-    assert {path.name for path in output.glob("*.parquet")} == {path.name for path in clean.glob("*.parquet")}
-    for path in clean.glob("*.parquet"):
+    assert {path.name for path in output.glob("features/*.parquet")} == {
+        path.name for path in clean.glob("features/*.parquet")
+    }
+    for path in clean.glob("features/*.parquet"):
         assert (output / path.name).read_bytes() == path.read_bytes()
     assert ds.dataset(str(output)).to_table().column("id").to_pylist() == list(range(ROWS))
     assert not staging.exists() or not list(staging.rglob("*"))

@@ -85,7 +85,7 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def vectors(output: Path) -> dict[str, Any]:
     """Vectors by id, each id once."""
-    tables = [pq.read_table(path) for path in sorted(output.glob("*.parquet"))]
+    tables = [pq.read_table(path) for path in sorted(output.glob("features/*.parquet"))]
     rows = [row for table in tables for row in table.to_pylist()]
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: np.array(row["embedding"]) for row in rows}
@@ -160,7 +160,7 @@ def test_a_day_that_is_killed_goes_on_the_next(tmp_path: Path, tiny: str, distil
     out = tmp_path / "out"
     arguments = ["embed", "--model", tiny, "--dtype", "float32", "--input", str(days.folder), "--output"]
     distilbeam(*arguments, out, "--incremental")
-    kept = {path.name: path.read_bytes() for path in out.glob("*.parquet")}
+    kept = {path.name: path.read_bytes() for path in out.glob("features/*.parquet")}
     for number in range(12):
         name = f"new-{number:02}"
         days.put(name, **{f"{name}-{row}": f"row {row} " + "word " * 40 for row in range(300)})
@@ -179,7 +179,7 @@ def test_a_day_that_is_killed_goes_on_the_next(tmp_path: Path, tiny: str, distil
         job.wait()
     staged = {path.name.split("-")[0] for path in staging.glob("*.json")}
     assert len(staged) >= 3
-    assert {path.name: path.read_bytes() for path in out.glob("*.parquet")} == kept
+    assert {path.name: path.read_bytes() for path in out.glob("features/*.parquet")} == kept
     days.put("new-99", z="came after the kill")
     done = distilbeam(*arguments, out, "--incremental")
     assert "files: 1 kept, 13 added, 0 replaced, 1 removed" in done.stdout + done.stderr
@@ -231,14 +231,14 @@ def test_other_weights_under_the_same_name(
 
     day()
     assert passed == [2]
-    before = {path.name: path.read_bytes() for path in out.glob("*.parquet")}
+    before = {path.name: path.read_bytes() for path in out.glob("features/*.parquet")}
     data = bytearray((model / "model.safetensors").read_bytes())
     data[-4] ^= 1  # of the mantissa of the last number
     (model / "model.safetensors").write_bytes(bytes(data))
     days.put("b", b1="three")
     assert "another model: its weights or tokenizer differ" in day(code=2).stderr
     assert not passed
-    assert {path.name: path.read_bytes() for path in out.glob("*.parquet")} == before
+    assert {path.name: path.read_bytes() for path in out.glob("features/*.parquet")} == before
     day("--if-changed", "overwrite")
     assert sum(passed) == 3
     assert vectors(out).keys() == {"a1", "a2", "b1"}

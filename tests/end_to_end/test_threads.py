@@ -26,7 +26,7 @@ def run(folder: Path, name: str, *options: str) -> dict[str, bytes]:
     )
     assert summary is not None
     assert (summary.rows, summary.rejects) == (300, 2)
-    return {path.name: path.read_bytes() for path in [*output.glob("*.parquet"), *output.glob("_rejects/*")]}
+    return {path.name: path.read_bytes() for path in [*output.glob("features/*.parquet"), *output.glob("_rejects/*")]}
 
 
 def test_threads_write_what_one_thread_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

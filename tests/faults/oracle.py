@@ -24,7 +24,7 @@ __all__ = ["MANIFEST", "Truth", "check_moment", "check_output", "is_readable", "
 MANIFEST = "_distilbeam/manifest.json"
 
 _ENTRY = re.compile(r"_distilbeam/history/(\d+)\.json")
-_FILE = re.compile(r'"((?:_rejects/)?part-[^"/]+)"')
+_FILE = re.compile(r'"((?:_rejects|features)/part-[^"/]+)"')
 
 Vectors = dict[str, npt.NDArray[np.float32]]
 
@@ -63,7 +63,7 @@ def check_output(store: Store, truth: Truth, *, close: float = 1e-5) -> None:
     entries = [int(match[1]) for name in names if (match := _ENTRY.fullmatch(name))]
     assert max(entries, default=0) == manifest.get("commit", 0), "an unfinished commit is left"
 
-    found = vectors(store, (name for name in files if name.endswith(".parquet") and "/" not in name))
+    found = vectors(store, (name for name in files if name.startswith("features/")))
     assert set(found) == truth.ids, f"{len(truth.ids - set(found))} lost, {len(set(found) - truth.ids)} invented"
     worst = max((float(np.abs(found[key] - truth.vectors[key]).max()) for key in found), default=0.0)
     assert worst <= close, f"vectors differ by {worst}"
@@ -80,13 +80,14 @@ def check_moment(store: Store) -> None:
         named |= set(_FILE.findall(store.read(entry).decode()))
     readable = [name for name in names if is_readable(name)]
     assert set(readable) <= named, f"readable but not named: {sorted(set(readable) - named)}"
-    vectors(store, (name for name in readable if name.endswith(".parquet") and "/" not in name))
+    vectors(store, (name for name in readable if name.startswith("features/")))
 
 
 def is_readable(name: str) -> bool:
     """Whether a reader of the output, or of its rejects, would open the file."""
     folder, _, file = name.rpartition("/")
-    return folder in ("", "_rejects") and file[:1] not in "._"
+    # Many readers of a folder open all that lies in it, hidden or not, and in folders below.
+    return name.startswith("features/") or (folder in ("", "_rejects") and file[:1] not in "._")
 
 
 def newest_entry(names: Iterable[str]) -> str | None:

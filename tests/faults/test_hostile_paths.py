@@ -247,7 +247,7 @@ def test_a_link_to_a_folder_is_deleted_and_never_what_it_leads_to(tmp_path: Path
     assert (tmp_path / "precious" / "file").read_text() == "keep"
 
 
-@pytest.mark.parametrize("where", ["part", "staging", "_distilbeam", "history"])
+@pytest.mark.parametrize("where", ["part", "features", "staging", "_distilbeam", "history"])
 def test_links_inside_an_output_lead_to_no_harm(tmp_path: Path, where: str) -> None:
     assert _job(tmp_path) == 0
     out, precious = tmp_path / "out", tmp_path / "precious"
@@ -256,11 +256,11 @@ def test_links_inside_an_output_lead_to_no_harm(tmp_path: Path, where: str) -> N
     (precious / "notes.txt").write_text("keep")
     before = {path: path.read_bytes() for path in precious.iterdir()}
     if where == "part":
-        (part,) = out.glob("*.parquet")
+        (part,) = out.glob("features/*.parquet")
         part.unlink()
         part.symlink_to(precious / "part-00000.parquet")
     else:
-        target = out / "_distilbeam" if where == "_distilbeam" else out / "_distilbeam" / where
+        target = out / where if where in ("_distilbeam", "features") else out / "_distilbeam" / where
         if target.exists():
             shutil.copytree(target, precious, dirs_exist_ok=True)
             before = {path: path.read_bytes() for path in precious.rglob("*") if path.is_file()}
@@ -278,7 +278,7 @@ def test_a_manifest_that_names_files_outside_deletes_none(tmp_path: Path, path: 
     precious.write_text("keep")
     for file in (tmp_path / "out" / "_distilbeam").rglob("*.json"):
         content = file.read_text()
-        (part,) = (found.name for found in (tmp_path / "out").glob("*.parquet"))
+        (part,) = (f"features/{found.name}" for found in (tmp_path / "out").glob("features/*.parquet"))
         file.write_text(content.replace(json.dumps(part), json.dumps(path)))
     with pytest.raises(DistilbeamError):
         load_manifest(str(tmp_path / "out"))

@@ -54,7 +54,7 @@ def case(server: Server, runner: Runner, tmp_path_factory: pytest.TempPathFactor
     done = runner(embed(local, folder / "out"))
     assert done.code == 0, done.said
     output = Disk(folder / "out")
-    truth = truth_of(found, vectors(output, [name for name in output.names() if "/" not in name]))
+    truth = truth_of(found, vectors(output, [name for name in output.names() if name.startswith("features/")]))
     check_output(output, truth)
     return Case(found, local, truth, done.seconds)
 
@@ -286,5 +286,5 @@ def test_a_job_of_nothing_but_errors_fails_within_a_minute(
     check_failure(done)
     assert "were set aside" in done.said
     assert done.seconds < 60
-    assert not list((tmp_path / "out").glob("*.parquet"))
+    assert not list((tmp_path / "out").glob("features/*.parquet"))
     fault_report.add("every row fails", injected=300_000, seconds=done.seconds)

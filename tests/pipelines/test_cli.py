@@ -26,7 +26,7 @@ SCRIPT = str(Path(sys.executable).with_name("distilbeam"))
 
 
 def visible(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet")) + sorted(folder.glob("*.jsonl"))
+    return sorted(folder.glob("features/*.parquet")) + sorted(folder.glob("features/*.jsonl"))
 
 
 def job(command: str, model: str, corpus: str, output: Path, *more: str) -> list[str]:

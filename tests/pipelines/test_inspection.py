@@ -49,7 +49,7 @@ def shown(found: Inspection, width: int = 100) -> str:
 
 def test_numbers_are_those_of_a_recount(output: Path, model: str) -> None:
     table = pd.read_parquet(output)
-    shards = sorted(output.glob("*.parquet"))
+    shards = sorted(output.glob("features/*.parquet"))
     found = inspect(str(output), rows=3)
     assert len(shards) > 3
     assert (found.rows, found.shards) == (len(table), len(shards))
@@ -197,7 +197,7 @@ def test_an_empty_output_and_one_without_vectors(model: str, tmp_path: Path) -> 
 def test_vectors_that_are_not_finite_are_told(output: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(output, copy)
-    path = sorted(copy.glob("*.parquet"))[1]
+    path = sorted(copy.glob("features/*.parquet"))[1]
     table = pq.read_table(path)
     field = table.schema.field("x_embedding")
     vectors = np.stack(table["x_embedding"].to_pandas()).astype(np.float16)
@@ -239,11 +239,11 @@ def test_what_is_no_output_is_said_in_a_sentence(
     assert re.fullmatch(r"distilbeam: error: [^\n]+\n", capsys.readouterr().err)
     lost, wrong = tmp_path / "lost", tmp_path / "wrong"
     shutil.copytree(output, lost)
-    sorted(lost.glob("*.parquet"))[0].unlink()
+    sorted(lost.glob("features/*.parquet"))[0].unlink()
     with pytest.raises(OutputError, match="cannot be read"):
         inspect(str(lost))
     shutil.copytree(output, wrong)
-    first, second = sorted(wrong.glob("*.parquet"))[:2]
+    first, second = sorted(wrong.glob("features/*.parquet"))[:2]
     shutil.copy(first, second)
     pq.write_table(pq.read_table(first).slice(1), second)
     with pytest.raises(OutputError, match="names 300 rows"):
@@ -284,7 +284,7 @@ def test_an_unfinished_commit_is_told(
     assert "--if-exists resume to finish it" in shown(found, 1000)
     assert main(["inspect", str(copy), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["unfinished"][0]["commit"] == 2
-    next(copy.glob("*.parquet")).unlink()
+    next(copy.glob("features/*.parquet")).unlink()
     with pytest.raises(OutputError, match=r"not whole: commit 2, begun .* `if_exists='resume'`"):
         inspect(str(copy))
     (copy / "_distilbeam" / "manifest.json").unlink()

@@ -404,7 +404,7 @@ def test_staged_files_taken_away(tmp_path: Path, plan: Plan) -> None:
     shutil.rmtree(tmp_path / "_distilbeam")
     with pytest.raises(OutputError, match="another job"):
         commit(str(tmp_path), records)
-    assert not list(tmp_path.glob("*.parquet"))
+    assert not list(tmp_path.glob("features/*.parquet"))
 
 
 def test_too_many_rejects_leave_nothing_visible(output: str, plan: Plan, clean: dict[str, bytes]) -> None:

@@ -111,7 +111,7 @@ def test_other_libraries_read_the_same(tmp_path: Path, plan: Plan) -> None:
     assert frame["text"].tolist() == expected["text"].to_pylist()
     assert np.array_equal(np.stack(frame["embedding"]), np.array(expected["embedding"].to_pylist(), np.float32))
 
-    query = f"""SELECT id, embedding, price, "when", place.height FROM '{output}/*.parquet' ORDER BY id"""
+    query = f"""SELECT id, embedding, price, "when", place.height FROM read_parquet('{output}/features') ORDER BY id"""
     rows = duckdb.sql(query).fetchall()
     assert [row[0] for row in rows] == expected["id"].to_pylist()
     assert np.array_equal(np.array([row[1] for row in rows], np.float32), np.array(expected["embedding"].to_pylist()))
@@ -120,7 +120,7 @@ def test_other_libraries_read_the_same(tmp_path: Path, plan: Plan) -> None:
 
     assert summary["rows"] == len(expected) == summary["counters"]["rows_written"]
     assert summary["rejects"] == len(plan.rejects) == summary["counters"]["rows_rejected"]
-    assert summary["shards"] == summary["counters"]["shards_written"] == len(list(output.glob("*.parquet")))
+    assert summary["shards"] == summary["counters"]["shards_written"] == len(list(output.glob("features/*.parquet")))
     assert summary["tokens"] == sum(expected["token_count"].to_pylist())
     assert summary["truncated"] == sum(expected["truncated"].to_pylist())
     counts = {count["values"]: count["counts"] for count in expected["label"].value_counts().to_pylist()}
@@ -141,10 +141,10 @@ def test_rejects_are_named_by_the_lines_of_their_files(tmp_path: Path, plan: Pla
 def test_layout_and_metadata(tmp_path: Path, plan: Plan) -> None:
     output = tmp_path / "out"
     run(output, plan.batches)
-    assert all(name.endswith(".parquet") or name in ("_distilbeam", "_rejects") for name in visible(output))
+    assert all(name in ("_distilbeam", "_rejects", "features") for name in visible(output))
     inside = sorted(str(path.relative_to(output)) for path in (output / "_distilbeam").rglob("*"))
     assert inside == ["_distilbeam/history", "_distilbeam/history/000001.json", "_distilbeam/manifest.json"]
-    metadata = pq.read_schema(next(output.glob("*.parquet"))).metadata
+    metadata = pq.read_schema(next(output.glob("features/*.parquet"))).metadata
     assert json.loads(metadata[b"distilbeam"]) == [plan.model]
     assert metadata[b"distilbeam.model"] == b"tiny"
     assert metadata[b"distilbeam.weights_sha256"] == b"abc"
@@ -172,7 +172,7 @@ def test_float16_vectors(tmp_path: Path) -> None:
     assert table.schema.field("embedding").type.value_type == pa.float16()
     expected = np.array(plan.table.sort_by("id")["embedding"].to_pylist(), np.float16)
     assert np.array_equal(np.array(table["embedding"].to_pylist(), np.float16), expected)
-    rows = duckdb.sql(f"SELECT embedding FROM '{output}/*.parquet' ORDER BY id").fetchall()
+    rows = duckdb.sql(f"SELECT embedding FROM read_parquet('{output}/features') ORDER BY id").fetchall()
     assert np.array_equal(np.array([row[0] for row in rows], np.float16), expected)
     frame = pd.read_parquet(output).sort_values("id")
     assert np.array_equal(np.stack(frame["embedding"]), expected)
@@ -193,7 +193,9 @@ def test_null_features_can_be_read(tmp_path: Path, plan: Plan) -> None:
     expected = [None if row["id"] == lost else row["embedding"] for row in plan.rows]
     assert table["embedding"].to_pylist() == expected
     assert [None if v is None else list(v) for v in pd.read_parquet(output).sort_values("id")["embedding"]] == expected
-    assert duckdb.sql(f"SELECT count(embedding) FROM '{output}/*.parquet'").fetchall() == [(len(expected) - 1,)]
+    assert duckdb.sql(f"SELECT count(embedding) FROM read_parquet('{output}/features')").fetchall() == [
+        (len(expected) - 1,)
+    ]
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd", "gzip"])
@@ -201,10 +203,10 @@ def test_json_lines(tmp_path: Path, plan: Plan, compression: str) -> None:
     output = tmp_path / "out"
     summary = run(output, plan.batches, format="jsonl", compression=compression)
     suffix = {"none": ".jsonl", "zstd": ".jsonl.zst", "gzip": ".jsonl.gz"}[compression]
-    files = sorted(output.glob("part-*"))
+    files = sorted(output.glob("features/part-*"))
     assert files
     assert all("".join(file.suffixes) == suffix for file in files)
-    frame = duckdb.sql(f"SELECT * FROM read_json('{output}/part-*{suffix}') ORDER BY id").to_arrow_table()
+    frame = duckdb.sql(f"SELECT * FROM read_json('{output}/features/part-*{suffix}') ORDER BY id").to_arrow_table()
     expected = plan.table.sort_by("id")
     assert frame["id"].to_pylist() == expected["id"].to_pylist()
     assert frame["when"].cast(pa.timestamp("us", "UTC")).to_pylist() == expected["when"].to_pylist()
@@ -326,7 +328,7 @@ def test_batches_without_provenance(tmp_path: Path, plan: Plan) -> None:
 def test_a_batch_of_an_output_is_a_batch_like_any_other(tmp_path: Path, plan: Plan, checkpoints: Any) -> None:
     """What its files say of their model is not taken for what travels with the batches of a job."""
     run(tmp_path / "out", plan.batches)
-    shard = next((tmp_path / "out").glob("*.parquet"))
+    shard = next((tmp_path / "out").glob("features/*.parquet"))
     (batch,) = pq.read_table(shard).combine_chunks().to_batches()
     assert b"distilbeam" in batch.schema.metadata
     assert Provenance.of(batch) is None
@@ -352,7 +354,7 @@ def test_two_models_in_one_pipeline(tmp_path: Path, checkpoints: Any) -> None:
     settings = job("mean")
     manifest = load_manifest(str(tmp_path / "out"))
     assert [model["settings"] for model in manifest.models] == json.loads(json.dumps(settings))
-    shard = next((tmp_path / "out").glob("*.parquet"))
+    shard = next((tmp_path / "out").glob("features/*.parquet"))
     metadata = pq.read_schema(shard).metadata
     assert json.loads(metadata[b"distilbeam"]) == list(manifest.models)
     assert metadata[b"distilbeam.model"].decode() == manifest.models[0]["id"]
@@ -502,7 +504,7 @@ def test_finished_splits_are_not_written_again(tmp_path: Path, plan: Plan, monke
     summary = run(output, batches, if_exists="resume")
     assert sorted(written) == sorted(split.id for split in plan.splits if split.ordinal not in done)
     assert summary["rows"] == len(plan.table)
-    kept = {path.stat().st_mtime_ns for path in output.glob("*.parquet")}
+    kept = {path.stat().st_mtime_ns for path in output.glob("features/*.parquet")}
     assert kept.issuperset(time for name, time in staged.items() if "rejects" not in name)
 
     monkeypatch.undo()

@@ -90,11 +90,11 @@ def test_final_names() -> None:
     one, two = final_record(record(0)), final_record(replace(record(1, shards=2), ordinal=123456))
     contents = json.dumps([record(0).fingerprint, *(file.sha256 for file in record(0).files)])
     print_ = hashlib.sha256(contents.encode()).hexdigest()[:8]
-    assert one.shards[0].path == f"part-00000-{print_}.jsonl.zst"
+    assert one.shards[0].path == f"features/part-00000-{print_}.jsonl.zst"
     assert one.rejects_file is not None
     assert one.rejects_file.path == f"_rejects/part-00000-{print_}.parquet"
     assert [shard.path[-14:] for shard in two.shards] == ["-000.jsonl.zst", "-001.jsonl.zst"]
-    assert two.shards[0].path.startswith("part-123456-")
+    assert two.shards[0].path.startswith("features/part-123456-")
     changed = replace(record(0), shards=(replace(record(0).shards[0], sha256="other"),))
     assert final_record(changed).shards[0].path != one.shards[0].path
     assert final_record(two) == two

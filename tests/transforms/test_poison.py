@@ -177,4 +177,4 @@ def test_a_job_with_no_text_at_all_ends_before_it_has_read_all(checkpoints: Chec
         p.run().wait_until_finish()
     seen = int(str(caught.value).split(" of the first ")[1].split()[0])
     assert 1000 <= seen < 20_000
-    assert not list((tmp_path / "out").glob("*.parquet"))
+    assert not list((tmp_path / "out").glob("features/*.parquet"))

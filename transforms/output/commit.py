@@ -32,7 +32,7 @@ from .claims import Claim, other_job
 from .cleaning import clean, clean_alone
 from .history import Base, is_superseded, list_entries, load_entry
 from .manifest import Manifest, find_manifest
-from .records import STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
+from .records import FEATURES, STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
 from .shards import parquet_bytes
 from .staging import OutputState, concurrently, listed, sha256_of
 
@@ -190,7 +190,7 @@ def _replace(claim: Claim, records: Sequence[SplitRecord]) -> Manifest:
 
     concurrently(delete, garbage)
     if garbage:
-        filesystems.sync(output)  # so that no power cut brings them back beside the new ones
+        _sync(output)  # so that no power cut brings them back beside the new ones
     moves = [
         (source, final)
         for record, placed in zip(records, target.records, strict=True)
@@ -203,7 +203,7 @@ def _replace(claim: Claim, records: Sequence[SplitRecord]) -> Manifest:
         _place(state, *move)
 
     concurrently(place, moves)
-    filesystems.sync(output)  # the manifest must not outlive what it names
+    _sync(output)  # the manifest must not outlive what it names
     before = first_lines(records)
 
     def place_rejects(pair: tuple[SplitRecord, SplitRecord]) -> FileRecord | None:
@@ -218,6 +218,12 @@ def _replace(claim: Claim, records: Sequence[SplitRecord]) -> Manifest:
     _check_placed(output, manifest)
     claim.save(manifest)
     return manifest
+
+
+def _sync(output: str) -> None:
+    """Makes the names of the shards, and of their folder, last through a power cut."""
+    for folder in (filesystems.join(output, FEATURES), output):
+        filesystems.sync(folder)
 
 
 def _is_complete(state: OutputState, target: Manifest) -> bool:

@@ -1,10 +1,10 @@
 """What an output folder holds, as JSON: one record per split, and the manifest that names the complete output.
 
-OUT/part-00000-1a2b3c4d.parquet       shards; a split with several has -000, -001, ... before the suffix
+OUT/features/part-00000-1a2b3c4d.parquet  shards; a split with several has -000, -001, ... before the suffix
 OUT/_rejects/part-00000-1a2b3c4d.parquet
-OUT/_distilbeam/manifest.json         written last
-OUT/_distilbeam/history/000001.json   an entry for each commit, written first
-OUT/_distilbeam/staging/              files of splits until the commit
+OUT/_distilbeam/manifest.json             written last
+OUT/_distilbeam/history/000001.json       an entry for each commit, written first
+OUT/_distilbeam/staging/                  files of splits until the commit
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage import filesystems
 
 from .records import (
+    FEATURES,
     REJECTS,
     STAGING,
     FileRecord,
@@ -38,6 +39,7 @@ from .records import (
 )
 
 __all__ = [
+    "FEATURES",
     "MANIFEST",
     "MAX_JSON_BYTES",
     "REJECTS",

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 __all__ = [
+    "FEATURES",
     "REJECTS",
     "STAGING",
     "FileRecord",
@@ -36,11 +37,14 @@ __all__ = [
 
 STAGING = "_distilbeam/staging"
 REJECTS = "_rejects"
+FEATURES = "features"
+"""Folder of the shards. Nothing else ever lies there, so that readers can open it whole: temporary files are staged."""
 
 # Only files with such names are ever read, moved or deleted, whatever a manifest or a record says.
 _SUFFIX = r"\.(parquet|jsonl(\.zst|\.gz)?)"
+# The first versions put shards at the top of the output.
 _PLACED = re.compile(
-    rf"part-\d{{5,}}-[0-9a-f]{{8}}(-\d{{3,}})?{_SUFFIX}|{REJECTS}/part-\d{{5,}}-[0-9a-f]{{8}}\.parquet"
+    rf"({FEATURES}/)?part-\d{{5,}}-[0-9a-f]{{8}}(-\d{{3,}})?{_SUFFIX}|{REJECTS}/part-\d{{5,}}-[0-9a-f]{{8}}\.parquet"
 )
 _SPLIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 _STAGED = re.compile(rf"{STAGING}/{_SPLIT.pattern}(-\d{{3,}}{_SUFFIX}|-rejects\.parquet)")
@@ -290,7 +294,7 @@ def final_record(record: SplitRecord) -> SplitRecord:
     stem = f"part-{record.ordinal:05d}-{hashlib.sha256(contents.encode()).hexdigest()[:8]}"
     several = len(record.shards) > 1
     shards = [
-        _renamed(shard, (f"{stem}-{number:03d}" if several else stem) + _suffix(shard.path))
+        _renamed(shard, f"{FEATURES}/{stem}" + (f"-{number:03d}" if several else "") + _suffix(shard.path))
         for number, shard in enumerate(record.shards)
     ]
     rejects = record.rejects_file and _renamed(record.rejects_file, f"{REJECTS}/{stem}.parquet")
