@@ -37,9 +37,10 @@ class ReadDocuments(beam.PTransform):
 
     Parquet, JSON lines, CSV, TSV (without quoting) and plain text (a document on each line); the line formats also
     with .gz or .zst. The list of files is made when the job runs. Every batch has the same columns: those of the
-    files, those of hive partitions in the path (``key=value`` folders; a column in the files goes before), and
-    ``_row``. Rows that cannot be read are listed in the batch's ``Provenance``. A batch never holds rows of two files,
-    so a model passes over many files of one document each row by row: join such files before.
+    files, those of hive partitions in the path (``key=value`` folders; they fill a column of this name where a file has
+    none, and must not say otherwise where it has), and ``_row``. Rows that cannot be read are listed in the batch's
+    ``Provenance``. A batch never holds rows of two files, so a model passes over many files of one document each row
+    by row: join such files before.
 
     Args:
         path: file, glob or folder, or several, on any store that fsspec knows. Below a folder, names that begin with

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distilbeam.transforms.input.column_types import with_wide_categories, without_dictionaries
+from distilbeam.transforms.input.column_types import settled_type, without_dictionaries
 from distilbeam.transforms.input.planning import plan_splits, read_schema
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.reading import read_split
@@ -161,7 +161,7 @@ def test_an_output_with_narrow_indices_is_not_gone_on_with(tmp_path: Path) -> No
     (split,) = plan_splits(settings)
     assert plan_increment(settings, [], split.schema, covered={})[0]
     before = pa.schema({"text": pa.string(), "shop": pa.dictionary(pa.int8(), pa.string())})
-    with pytest.raises(Misfit, match=r"column 'shop' is dictionary<.*indices=int8.* set if_exists to 'overwrite'"):
+    with pytest.raises(Misfit, match=r"column 'shop' is dictionary<.*indices=int8.* set `if_exists='overwrite'`"):
         plan_increment(settings, [], before.serialize().to_pybytes(), covered={})
 
 
@@ -170,4 +170,4 @@ def test_types_of_ones_own_are_widened_too(tmp_path: Path) -> None:
     kind = pa.dictionary(pa.uint8(), pa.string())
     (split,) = plan_splits(ReadSettings(path=str(tmp_path), types={"shop": kind}))
     assert read_schema(split).field("shop").type == pa.dictionary(pa.int32(), pa.string())
-    assert with_wide_categories(kind) == pa.dictionary(pa.int32(), pa.string())
+    assert settled_type(kind) == pa.dictionary(pa.int32(), pa.string())

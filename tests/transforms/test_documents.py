@@ -217,8 +217,11 @@ def test_hive_partitions_become_columns_and_hidden_names_are_left_out(tmp_path: 
         {"year": 2020, "text": expected[0]["text"]},
         {"year": None, "text": expected[1]["text"]},
     ]
-    write(tmp_path / "lang=en/year=2020", "d.jsonl", [{"text": "a", "lang": "own"}])
-    assert read(f"{tmp_path}/lang=en/year=2020").rows == [{"text": "a", "lang": "own", "year": "2020"}]
+    write(tmp_path / "lang=en/year=2020", "d.jsonl", [{"text": "a", "lang": "en"}, {"text": "b", "lang": None}])
+    assert read(f"{tmp_path}/lang=en/year=2020").rows == [
+        {"text": "a", "lang": "en", "year": "2020"},
+        {"text": "b", "lang": "en", "year": "2020"},
+    ]
 
 
 def test_files_of_different_schemas_are_unified(tmp_path: Path, read: Any) -> None:

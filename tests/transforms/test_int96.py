@@ -57,7 +57,7 @@ def test_times_inside_of_other_columns(tmp_path: Path, name: str) -> None:
     assert read(tmp_path)["at"].to_pylist() == NESTED[name].to_pylist()
     fine = pa.array([None, *range(1, len(NESTED[name]))], pa.timestamp("ns"))
     write(tmp_path / "a.parquet", pa.array([[at] for at in fine.to_pylist()], pa.list_(pa.timestamp("ns"))))
-    with pytest.raises(InputError, match=r"a\.parquet': column 'at' holds a time with nanoseconds.*types="):
+    with pytest.raises(InputError, match=r"a\.parquet': column 'at' holds a time with nanoseconds.*types`"):
         read(tmp_path)
     kind = pa.list_(pa.timestamp("ns"))
     assert read(tmp_path, types={"at": kind})["at"].to_pylist() == [[at] for at in fine.to_pylist()]

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from threading import Lock
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +19,13 @@ from distilbeam.transforms.names import columns_like
 from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage.filesystems import FileInfo, is_local
 
-from .column_types import with_wide_categories
+from .column_types import can_cast, settled_type
 from .discovery import find_files
 from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, detect, reading, unify
 from .formats.compression import open_stream
 from .formats.lines import Block
+from .partitions import partition_value, partition_values
 from .read_settings import ReadSettings
 from .splits import Part, Split
 from .tables import TableFile, plain_schema, unmapped_column
@@ -34,10 +34,10 @@ from .text_columns import check_text
 __all__ = [
     "InputFile",
     "cut",
+    "find_misfit",
     "list_inputs",
     "look",
     "numbered",
-    "partition_value",
     "plan_splits",
     "read_schema",
     "wanted",
@@ -46,8 +46,8 @@ __all__ = [
 _THREADS = 16
 _SAMPLED_FILES = 16
 _MAX_PARTS = 1024
+_UNTYPED = ("jsonl", "csv", "tsv", "text")
 _COMPRESSION_RATIO = 4  # a guess, for the size of a split only
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,7 @@ class InputFile:
         """Values of hive partitions (``key=value`` folders) in the path, as they are written there."""
         if isinstance(self.info, TableFile):
             return ()  # the names of a table's folders mean nothing
-        folders = self.info.url.split("/")[:-1]
-        pairs = (folder.partition("=") for folder in folders if folder.partition("=")[0] and "=" in folder)
-        return tuple({unquote(key): value for key, _, value in pairs}.items())
+        return partition_values(self.info.url)
 
     def part(self, partitions: Collection[str]) -> Part:
         """The whole file as one part, with those of its partition values that are columns."""
@@ -107,7 +105,7 @@ def plan_splits(settings: ReadSettings, *, apart: bool = False) -> list[Split]:
     schema = _unified(settings, files, schemas)
     encoded = schema.serialize().to_pybytes()
     reading = settings.digest
-    partitions = set(schema.names).difference(*(names.names for _, names in schemas))
+    partitions = frozenset(schema.names)
     pieces = [list(cut(file, partitions, settings)) for file in files]
     if not apart:
         pieces = [[piece for several in pieces for piece in several]]
@@ -134,11 +132,6 @@ def numbered(splits: Iterable[Split]) -> list[Split]:
 def read_schema(split: Split) -> pa.Schema:
     """The schema that every batch of the plan has, without ``ROW``."""
     return pa.ipc.read_schema(pa.py_buffer(split.schema))
-
-
-def partition_value(value: str) -> str | None:
-    """What a partition's folder name stands for."""
-    return None if value == _HIVE_NULL else unquote(value)
 
 
 def look(
@@ -193,7 +186,7 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
         if isinstance(file.info, TableFile):
             given, schema = _in_table(file.info, schema)
             file = replace(file, given=given)
-        return replace(file, rows=tuple(rows)), pa.schema([_readable(field) for field in schema])
+        return replace(file, rows=tuple(rows)), pa.schema([field.remove_metadata() for field in schema])
     if file.format == "text":
         with reading(url), open_stream(url, file.compression, settings.decode_bytes):
             name = settings.text[0] if len(settings.text) == 1 else "text"
@@ -205,10 +198,6 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
         limit, columns = settings.max_line_bytes, settings.columns
         header = delimited.columns_of(url, stream, file.format, limit, columns, settings.dialect)
     return file, pa.schema([(name, pa.string()) for name in header])
-
-
-def _readable(field: pa.Field) -> pa.Field:
-    return field.remove_metadata().with_type(with_wide_categories(field.type))
 
 
 def _in_table(info: TableFile, schema: pa.Schema) -> tuple[tuple[tuple[str, str], ...], pa.Schema]:
@@ -260,9 +249,31 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
             "out by listing the columns to `keep`"
         )
     schema = pa.schema([fields[name] for name in settings.asked or fields])
+    if (misfit := find_misfit(files, schema)) is not None:
+        url, field = misfit
+        raise InputError(
+            f"column {field.name!r} is {field.type}, but the value that the folders of {url!r} give for it is none; "
+            "rename the folders, leave the column out by listing the columns to `keep`, or give it a type with `types`"
+        )
     if formats != {"parquet"} and (leaves := count_leaves(schema)) > MAX_COLUMNS:
         raise InputError(f"the input has {leaves} columns, more than {MAX_COLUMNS}; list the columns to `keep`")
     return schema
+
+
+def find_misfit(files: Iterable[InputFile], schema: pa.Schema) -> tuple[str, pa.Field] | None:
+    """The first file whose folders give a column a value that is none of its type, and that column."""
+    seen = set()
+    for file in files:
+        for name, value in (*file.given, *file.partitions):
+            at = schema.get_field_index(name)
+            if at < 0 or (name, value) in seen:
+                continue
+            seen.add((name, value))
+            try:
+                partition_value(value, schema.field(at).type)
+            except pa.ArrowException:
+                return file.info.url, schema.field(at)
+    return None
 
 
 def _columns(name: str, available: Sequence[str], formats: Collection[str], settings: ReadSettings) -> str:
@@ -298,8 +309,15 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
         check_text(settings, name, types)
         return pa.field(name, pa.string())
     if name in settings.types:
+        for kind, url in types.items():
+            is_guess = detect(url, settings.format)[0] in _UNTYPED  # its values are still to be read as the type
+            if not is_guess and not can_cast(kind, settings.types[name]):
+                raise InputError(
+                    f"column {name!r} of {url!r} is {kind}, which cannot be read as {settings.types[name]}; give it "
+                    "another type with `types`"
+                )
         return pa.field(name, settings.types[name])
-    (field, source), *others = ((pa.field(name, kind), url) for kind, url in types.items())
+    (field, source), *others = ((pa.field(name, settled_type(kind)), url) for kind, url in types.items())
     for other, url in others:
         try:
             both = unify([field, other])
@@ -310,6 +328,12 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
             ) from None
         if both.type != field.type:
             field, source = both, url
+    for kind, url in types.items():
+        if not can_cast(kind, field.type):
+            raise InputError(
+                f"column {name!r} is {kind} in {url!r}, which Arrow cannot read as {field.type}; leave it out by "
+                "listing the columns to `keep`"
+            )
     return field
 
 

@@ -15,7 +15,7 @@ from distilbeam.transforms.errors import InputError, SettingsError
 from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage.filesystems import check_url
 
-from .column_types import with_wide_categories
+from .column_types import settled_type
 from .formats.base import FORMATS, is_text_type
 from .formats.dialect import Dialect
 
@@ -168,7 +168,7 @@ def _one_of(setting: str, value: object, allowed: tuple[object, ...]) -> None:
 
 def _type(name: str, kind: str | pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.DataType):
-        return with_wide_categories(kind)
+        return settled_type(kind)
     try:
         return pa.type_for_alias(kind)
     except (ValueError, TypeError):

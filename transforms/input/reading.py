@@ -17,11 +17,13 @@ from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.provenance import ROW, Provenance, Reject
 from distilbeam.transforms.storage.filesystems import file_info
 
+from .fitting import fit
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, count_leaves, decode_text, is_text_type, reading
 from .formats.compression import open_stream
 from .formats.lines import BadLine, Block, find_invalid_utf8, parse, read_blocks
-from .planning import partition_value, read_schema
+from .partitions import filled, partition_value
+from .planning import read_schema
 from .read_settings import ReadSettings
 from .splits import Part, Split
 
@@ -135,8 +137,6 @@ def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings) -> It
 
 
 def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
-    partitions = dict(part.partitions)
-    schema = pa.schema([field for field in schema if field.name not in partitions])
     if part.format == "parquet":
         return _read_parquet(part, schema, settings)
     return _read_lines(part, schema, settings)
@@ -166,7 +166,7 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
         parser = jsonl.parser(schema, unread, settings.as_text)
         diagnose = jsonl.diagnoser(schema, settings.id, settings.as_text)
     elif part.format == "text":
-        parser, diagnose = _text_parser(schema.names[0]), _no_diagnosis
+        parser, diagnose = _text_parser(settings.text[0] if len(settings.text) == 1 else "text"), _no_diagnosis
     else:
         parser = delimited.parser(schema, names, part.format, settings.dialect)
         diagnose = delimited.diagnoser(schema, names, part.format, settings.dialect)
@@ -246,7 +246,8 @@ def _select(
 ) -> tuple[pa.RecordBatch, tuple[Reject, ...]]:
     """The rows that have a text, with all columns of the plan, and those that have none as rejects."""
     partitions = dict(part.partitions)
-    columns = {field.name: _column(chunk, field, partitions, settings, part.source) for field in schema}
+    lost: dict[int, str] = {}  # why the values of a row do not fit
+    columns = {field.name: _column(chunk, field, partitions, settings, part, lost) for field in schema}
     count = len(chunk.rows)
     good = np.ones(count, np.bool_)
     rejects = list(chunk.rejects)
@@ -258,6 +259,8 @@ def _select(
         length, text = None if data is None else len(data), data if settings.rejects_include_text else None
         rejects.append(Reject.of(stage, error, reason, row=row, id=id, length=length, text=text))
 
+    for index, reason in lost.items():
+        reject(index, "TypeError", reason, "read")
     for name in settings.text:
         column = columns[name]
         invalid = find_invalid_utf8(column)
@@ -279,26 +282,45 @@ def _select(
 
 
 def _column(
-    chunk: Chunk, field: pa.Field, partitions: Mapping[str, str], settings: ReadSettings, source: str
+    chunk: Chunk,
+    field: pa.Field,
+    partitions: Mapping[str, str],
+    settings: ReadSettings,
+    part: Part,
+    lost: dict[int, str],
 ) -> pa.Array:
-    """One column in the type of the plan, or as binary if it is a text column."""
-    count = len(chunk.rows)
-    if (index := chunk.batch.schema.get_field_index(field.name)) >= 0:
-        column = chunk.batch.column(index)
-    elif field.name in partitions:
-        column = pa.repeat(pa.scalar(partition_value(partitions[field.name]), pa.string()), count)
+    """One column in the type of the plan, or as binary if it is a text column; ``lost`` learns what does not fit."""
+    name, kind = field.name, field.type
+    folder = partition_value(partitions[name], kind) if name in partitions else None
+    if (index := chunk.batch.schema.get_field_index(name)) < 0:
+        column = pa.nulls(len(chunk.rows), kind) if folder is None else pa.repeat(folder, len(chunk.rows))
+        return decode_text(column) if name in settings.text else column
+    column = chunk.batch.column(index)
+    if name in settings.text and is_text_type(column.type):
+        column = decode_text(column)
     else:
-        column = pa.nulls(count, field.type)
-    if field.name in settings.text and is_text_type(column.type):
-        return decode_text(column)
+        try:
+            fitting, misfits = fit(column, kind)
+        except pa.ArrowException:
+            raise InputError(
+                f"cannot read {part.source!r}: column {name!r} cannot be read from {column.type} as {kind}; give "
+                "another type with `types`"
+            ) from None
+        for row in misfits:
+            lost.setdefault(
+                row,
+                f"the value of column {name!r} does not fit from {column.type} into {kind} as it is; give the column "
+                "another type with `types`",
+            )
+        column = fitting.view(pa.binary()) if name in settings.text else fitting  # types= has asked for it
+    if folder is None or part.format == "text":
+        return column
     try:
-        if field.name in settings.text:  # types= has asked for it
-            return column.cast(pa.string()).view(pa.binary())
-        return column if column.type == field.type else column.cast(field.type)
-    except pa.ArrowException:
+        return filled(column, folder)
+    except ValueError:
         raise InputError(
-            f"cannot read {source!r}: a value of column {field.name!r} does not fit from {column.type} into "
-            f"{field.type}; give another type with `types`"
+            f"column {name!r} of {part.source!r} has other values than its folder {name}={partitions[name]} says; "
+            "rename one of the two, or leave the column out by listing the columns to `keep`"
         ) from None
 
 
@@ -366,4 +388,4 @@ def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from distilbeam.transforms.input.column_types import with_wide_categories
+from distilbeam.transforms.input.column_types import can_cast, holds, reads_as, settled_type
 from distilbeam.transforms.input.formats import jsonl
 from distilbeam.transforms.input.formats.base import detect, is_text_type, reading, unify
 from distilbeam.transforms.input.formats.compression import open_stream
 from distilbeam.transforms.input.formats.lines import BadLine, parse, read_blocks
-from distilbeam.transforms.input.planning import InputFile, cut, list_inputs, look, wanted
+from distilbeam.transforms.input.planning import InputFile, cut, find_misfit, list_inputs, look, wanted
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
 from distilbeam.transforms.storage.filesystems import FileInfo
@@ -139,10 +139,10 @@ def plan_increment(
     known = {part.source for record in kept for part in record.parts} | again.keys()
     looked, schemas = look(settings, [files[url] for url in sorted((todo - known) | again.keys())], known=True)
     columns = pa.ipc.read_schema(pa.py_buffer(schema))
-    _check_categories(columns)
+    _check_outgrown(columns)
     _check_fit(settings, columns, looked, schemas)
     digest = settings.digest
-    partitions = set(columns.names).difference(*(found.names for _, found in schemas))
+    partitions = frozenset(columns.names)
     splits = [Split((_first(record),), 0, 0, schema, 0, record=record.name) for record in kept]
     for file in looked:
         ranges = again.get(file.info.url)
@@ -192,17 +192,29 @@ def _check_fit(
         for name in wanted(settings, [name for name, _ in file.partitions]):
             if name not in columns.names:
                 raise _surplus(file.info.url, name)
+    if (misfit := find_misfit(files, columns)) is not None:
+        url, column = misfit
+        raise Misfit(
+            f"column {column.name!r} is {column.type} in the output, but the value that the folders of {url!r} give "
+            "for it is none; rename the folders, or set `if_exists='overwrite'` to start anew"
+        )
 
 
-def _check_categories(columns: pa.Schema) -> None:
-    """Raises Misfit for a column whose categories may outgrow the indices that the output has for them."""
+def _check_outgrown(columns: pa.Schema) -> None:
+    """Raises Misfit for a column of which earlier versions made what new rows may not fit into."""
     for column in columns:
-        if with_wide_categories(column.type) != column.type:
+        if holds(column.type, _is_outgrown):
             raise Misfit(
-                f"column {column.name!r} is {column.type} in the output, as earlier versions wrote it, and no reader "
-                "opens it once all files together have more categories than such indices tell apart; set "
-                "`if_exists='overwrite'` to start anew"
+                f"column {column.name!r} is {column.type} in the output, as earlier versions wrote it, where "
+                f"{settled_type(column.type)} is needed so that all files open as one; set `if_exists='overwrite'` to "
+                "start anew"
             )
+
+
+def _is_outgrown(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):  # with indices that tell the categories of one file apart, but hardly of all
+        return bool(kind.index_type.bit_width < 32)
+    return settled_type(kind) != kind and not pa.types.is_nested(kind)
 
 
 def _surplus(url: str, name: str) -> Misfit:
@@ -215,14 +227,16 @@ def _surplus(url: str, name: str) -> Misfit:
 def _fits(settings: ReadSettings, url: str, column: pa.Field, found: pa.Field) -> bool:
     if column.name in settings.text:
         return is_text_type(found.type) or pa.types.is_null(found.type) or column.name in settings.types
+    format, compression = detect(url, settings.format)
+    if format != "jsonl":
+        return (can_cast if column.name in settings.types else reads_as)(found.type, column.type)
     if column.name in settings.types:
         return True
     try:
         return bool(unify([column, found]).type == column.type)
     except pa.ArrowException:
-        format, compression = detect(url, settings.format)
         # Inferred types tell too little: nulls alone pass for strings.
-        return format == "jsonl" and _reads_as(url, compression, column, settings)
+        return _reads_as(url, compression, column, settings)
 
 
 def _reads_as(url: str, compression: str | None, column: pa.Field, settings: ReadSettings) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 import pyarrow as pa
 
 from distilbeam.transforms.discretion import cause
 from distilbeam.transforms.errors import DistilbeamError, InputError
-from distilbeam.transforms.input.column_types import without_dictionaries
+from distilbeam.transforms.input.column_types import common_type
 from distilbeam.transforms.provenance import Reject
 
 __all__ = [
@@ -127,22 +128,7 @@ def unify(fields: Sequence[pa.Field]) -> pa.Field:
     Raises:
         pyarrow.ArrowTypeError: there is none.
     """
-    field = fields[0]
-    for other in fields[1:]:
-        if field.type != other.type:
-            try:
-                field = _promote(field, other)
-            except pa.ArrowException:
-                field = _promote(_plain(field), _plain(other))
-    return field.with_nullable(True)
-
-
-def _promote(field: pa.Field, other: pa.Field) -> pa.Field:
-    return pa.unify_schemas([pa.schema([field]), pa.schema([other])], promote_options="permissive").field(0)
-
-
-def _plain(field: pa.Field) -> pa.Field:
-    return field.with_type(without_dictionaries(field.type))
+    return fields[0].with_type(reduce(common_type, (field.type for field in fields))).with_nullable(True)
 
 
 @contextmanager

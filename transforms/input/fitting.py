@@ -1,0 +1,116 @@
+"""Values of one type in another: as they are, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distilbeam.transforms.halving import find_failing
+
+from .column_types import holds, mapped, settled_type
+
+__all__ = ["fit", "fitted"]
+
+
+def fit(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
+    """The column in a type, with nulls for the values that it cannot hold, and the indices of these.
+
+    Raises:
+        pyarrow.ArrowNotImplementedError: Arrow does not convert the one type into the other.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> values, lost = fit(pa.array([1.0, 1.5]), pa.int64())
+        >>> values.to_pylist(), lost
+        ([1, None], [1])
+    """
+    try:
+        return fitted(column, kind), []
+    except pa.ArrowInvalid:
+        pass
+
+    column = column.cast(settled_type(column.type))  # of which rows can be taken
+
+    def fails(rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> bool | None:
+        try:
+            fitted(column.take(pa.array(rows)), kind)  # not a slice, whose lists have the values of all
+        except pa.ArrowInvalid:
+            return True
+        return None
+
+    lost = sorted(find_failing(np.arange(len(column)), fails, known=True))
+    good = np.setdiff1d(np.arange(len(column)), lost)
+    places = np.searchsorted(good, np.arange(len(column)))
+    absent = np.isin(np.arange(len(column)), lost)
+    return fitted(column.take(pa.array(good)), kind).take(pa.array(places, pa.int64(), mask=absent)), lost
+
+
+def fitted(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The column in a type that holds its values.
+
+    What Arrow converts without a word though it is not the same any more is converted back and compared: times of day
+    that a date has not, digits that a decimal or a float has not. Only the precision of floats is given up where a
+    smaller float is asked for.
+
+    Raises:
+        pyarrow.ArrowInvalid: a value does not fit.
+    """
+    if column.type == kind:
+        return column
+    result = _converted(column, kind)
+    for before, after in _leaves(column, result):
+        if _may_lose(before.type, after.type):
+            if pa.types.is_decimal(before.type) or pa.types.is_decimal(after.type):
+                after = after.cast(pa.string())  # a float is the decimal as which it is written
+            if not after.cast(before.type, safe=False).equals(before):
+                raise pa.ArrowInvalid("a value is another one after the conversion")
+        if pa.types.is_floating(before.type) and pa.types.is_floating(after.type):
+            was, now = (pc.sum(pc.is_inf(array.cast(pa.float64())), min_count=0) for array in (before, after))
+            if was != now:
+                raise pa.ArrowInvalid("a value is beyond the range of the type")
+    return result
+
+
+def _converted(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if holds(column.type, pa.types.is_decimal) and holds(kind, pa.types.is_floating):
+        # Arrow's own conversion makes 3.3000000000000003 of 3.30.
+        column = column.cast(mapped(column.type, lambda inner: pa.string() if pa.types.is_decimal(inner) else inner))
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:
+        if not (holds(column.type, pa.types.is_integer) and holds(kind, pa.types.is_decimal)):
+            raise
+        # Arrow asks whether the decimal holds all values of the integer's type, not whether it holds those there are.
+        digits = mapped(column.type, lambda inner: pa.decimal128(20, 0) if pa.types.is_integer(inner) else inner)
+        return column.cast(digits).cast(kind)
+
+
+def _may_lose(before: pa.DataType, after: pa.DataType) -> bool:
+    """Whether Arrow's safe conversion lets values change."""
+    return bool(
+        (pa.types.is_timestamp(before) and pa.types.is_date(after))
+        or (pa.types.is_integer(before) and pa.types.is_float16(after))
+        or (pa.types.is_floating(before) and pa.types.is_decimal(after))
+        or (pa.types.is_decimal(before) and pa.types.is_floating(after))
+    )
+
+
+def _leaves(before: pa.Array, after: pa.Array) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """The values inside of nested arrays, each with what became of it."""
+    if pa.types.is_struct(before.type) and pa.types.is_struct(after.type):
+        parts = dict(zip((field.name for field in after.type), after.flatten(), strict=True))
+        for field, part in zip(before.type, before.flatten(), strict=True):
+            if field.name in parts:
+                yield from _leaves(part, parts[field.name])
+    elif pa.types.is_nested(before.type) and pa.types.is_nested(after.type):
+        yield from _leaves(*(pc.list_flatten(_without_map(array)) for array in (before, after)))
+    else:
+        yield before, after
+
+
+def _without_map(array: pa.Array) -> pa.Array:
+    kind = array.type
+    return array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field]))) if pa.types.is_map(kind) else array
