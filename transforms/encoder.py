@@ -18,7 +18,7 @@ from .checks import check_sha256, whole_number
 from .distilbert.checkpoint import Checkpoint
 from .distilbert.tokenizer import WordPieceTokenizer
 from .errors import DistilbeamError, SettingsError
-from .featurization import FeatureSpec
+from .featurization import FeatureSpec, VectorSettings
 from .halving import find_failing
 from .metrics import LIVE
 from .tokenization import Tokens, tokenize, tokenize_each
@@ -218,8 +218,12 @@ class Encoder:
             sentence = checkpoint.sentence
             decided["pooling"] = spec.pooling or sentence.pooling
             decided["normalize"] = sentence.normalize if spec.normalize is None else spec.normalize
+            if sentence.dimensions is not None and spec.dimensions is None:
+                decided["dimensions"] = sentence.dimensions
         if spec.needs_classes:
             decided |= {"labels": list(checkpoint.labels), "multi_label": checkpoint.multi_label}
+            if checkpoint.regression:
+                decided["regression"] = True
         return decided
 
     def outputs(self, texts: Sequence[str] | pa.Array, spec: FeatureSpec) -> Outputs:
@@ -235,7 +239,7 @@ class Encoder:
         good = np.ones(len(rows), dtype=np.bool_)
         result: Result | None = None
         if spec.needs_encoder:
-            modes = (self._effective(spec)["pooling"],) if "embedding" in spec.features else ()
+            modes = self._effective(spec)["pooling"].split("+") if "embedding" in spec.features else ()
             result = self.engine.run(tokens, modes, classify=spec.needs_classes)
             for position, (error, reason) in result.failed.items():
                 good[position] = False
@@ -291,13 +295,22 @@ class Encoder:
             columns["input_ids"] = ids if whole else ids.take(pa.array(part))
         finite = np.ones(len(part), dtype=np.bool_)
         if result is not None:
-            for vectors in result.vectors.values():
+            if result.vectors:
+                parts = list(result.vectors.values())
+                vectors = parts[0] if len(parts) == 1 else np.hstack(parts)
                 columns["embedding"], finite = featurization.embedding_column(
-                    vectors if whole else vectors[part], spec, normalize=self._effective(spec)["normalize"]
+                    vectors if whole else vectors[part], self._vectors(spec)
                 )
             if result.scores is not None:
                 columns |= _class_columns(result.scores if whole else result.scores[part], self.checkpoint.labels)
         return [columns[name] for name in spec.names], finite
+
+    def _vectors(self, spec: FeatureSpec) -> VectorSettings:
+        effective = self._effective(spec)
+        # sentence-transformers cuts what its Normalize has scaled; what is asked for is scaled after the cut.
+        first = spec.dimensions is None and spec.normalize is None
+        dimensions = effective.get("dimensions", spec.dimensions)
+        return VectorSettings(dimensions, effective["normalize"], spec.embedding_dtype, normalize_first=first)
 
     def _all(self, texts: Iterable[str], spec: FeatureSpec) -> list[pa.Array]:
         outputs = self.outputs(_listed(texts), spec)
@@ -333,15 +346,23 @@ def check_spec(checkpoint: Checkpoint, spec: FeatureSpec) -> None:
         raise SettingsError(
             f"{checkpoint.id} has no classification head, so it gives no label; take a fine-tuned checkpoint"
         )
-    if spec.needs_classes and len(checkpoint.labels) == 1:
-        raise SettingsError(f"{checkpoint.id} has one output (a regression), which has no label; take a classifier")
+    values = checkpoint.regression and len(checkpoint.labels) > 1
+    if values and any(name in spec.features for name in ("label", "score")):
+        raise SettingsError(
+            f"{checkpoint.id} has {len(checkpoint.labels)} outputs that are values and no classes (problem_type "
+            "regression), so none of them is the label; ask for the feature 'scores' alone"
+        )
     if "embedding" in spec.features:
         if spec.pooling is None and checkpoint.sentence.unsupported:
             raise SettingsError(
-                f"{checkpoint.id} cannot be embedded as published: {checkpoint.sentence.unsupported}; set `pooling`"
+                f"{checkpoint.id} cannot be embedded as published: {checkpoint.sentence.unsupported}: "
+                f"{checkpoint.sentence.cure}"
             )
-        if spec.dimensions is not None and spec.dimensions > checkpoint.config.dim:
-            raise SettingsError(f"`dimensions` is {spec.dimensions}; {checkpoint.id} has {checkpoint.config.dim}")
+        poolings = 1 if spec.pooling else len(checkpoint.sentence.pooling.split("+"))
+        if spec.dimensions is not None and spec.dimensions > poolings * checkpoint.config.dim:
+            raise SettingsError(
+                f"`dimensions` is {spec.dimensions}; {checkpoint.id} has {poolings * checkpoint.config.dim}"
+            )
 
 
 def _class_columns(scores: npt.NDArray[np.float32], labels: Sequence[str]) -> dict[str, pa.Array]:

@@ -214,17 +214,37 @@ def _reject(batch: pa.RecordBatch, row: int, failure: Failure, texts: pa.Array, 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class VectorSettings:
+    """How vectors are stored.
+
+    Attributes:
+        dimensions: how many of each are kept; None for all.
+        normalize: whether they are scaled to unit length.
+        dtype: ``float32`` or ``float16``.
+        normalize_first: whether they are scaled before they are cut, and so not to unit length after it.
+    """
+
+    dimensions: int | None
+    normalize: bool
+    dtype: str = "float32"
+    normalize_first: bool = False
+
+
 def embedding_column(
-    vectors: npt.NDArray[np.float32], spec: FeatureSpec, *, normalize: bool
+    vectors: npt.NDArray[np.float32], settings: VectorSettings
 ) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     """Cut, normalize and store vectors, float32[rows, dim].
 
     Returns:
         fixed_size_list[rows], and bool[rows], whether a vector is finite in the type it is stored in.
     """
-    vectors = finish_vectors(vectors, spec.dimensions, normalize=normalize)
+    if settings.normalize_first:
+        vectors = finish_vectors(vectors, None, normalize=settings.normalize)[:, : settings.dimensions]
+    else:
+        vectors = finish_vectors(vectors, settings.dimensions, normalize=settings.normalize)
     with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(vectors, dtype=spec.embedding_dtype)
+        stored = np.ascontiguousarray(vectors, dtype=settings.dtype)
     column = pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1)), stored.shape[1])
     return column, np.isfinite(stored).all(axis=1)
 

@@ -444,7 +444,7 @@ def test_whatever_header_we_accept_safetensors_reads_alike(folder: Path, fault_r
             altered[chance.randrange(8 + header_length)] = chance.choice(b'0123456789[]{}",:F \x00\xff')
         path.write_bytes(altered)
         try:
-            ours = WeightsFile.find(folder).header()
+            ours = WeightsFile.of(folder / "model.safetensors").header()
         except CheckpointError:
             refused += 1
             continue

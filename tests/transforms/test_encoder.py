@@ -1,5 +1,6 @@
 """The features without Beam: what the README promises, against Hugging Face and sentence-transformers."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,14 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from distilbeam.transforms import Encoder, Prediction
 from distilbeam.transforms.encoder import EngineSettings, check_spec
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.featurization import FeatureSpec
 from distilbeam.transforms.output.manifest import identity
-from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints, edit_json
+from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints, edit_json, edit_tensors
 
 TEXTS = ["the cat sat", "", "good film!", "the " * 100, "naïve café 中国", "bad"]
 
@@ -55,6 +57,70 @@ def test_the_folders_pooling_is_honoured_and_may_be_overruled(
     np.testing.assert_allclose(other, theirs, atol=1e-5)
     cut = SentenceTransformer(folder, device="cpu", truncate_dim=8).encode(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(load(folder).embed(TEXTS, dimensions=8, normalize=True), cut, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("pooling", [["cls", "mean"], ["max", "mean", "cls"], ["mean"]])
+def test_a_folder_may_pool_in_several_ways_and_cut_its_vectors(
+    checkpoints: Checkpoints, tmp_path: Path, pooling: list[str], normalize: bool
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    source = checkpoints.sentence_folder(f"several-{len(pooling)}-{normalize}", "mean", normalize=normalize)
+    folder = shutil.copytree(source, tmp_path / "model")
+    edit_json(folder / "1_Pooling" / "config.json", pooling_mode=pooling)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    assert theirs.shape == (len(TEXTS), len(pooling) * DIM)
+    encoder = load(str(folder))
+    np.testing.assert_allclose(encoder.embed(TEXTS), theirs, atol=1e-5)
+    cut = SentenceTransformer(str(folder), device="cpu", truncate_dim=DIM // 2)
+    saved = tmp_path / "cut"
+    cut.save(str(saved))
+    assert json.loads((saved / "config_sentence_transformers.json").read_text())["truncate_dim"] == DIM // 2
+    shorter = load(str(saved))
+    np.testing.assert_allclose(shorter.embed(TEXTS), cut.encode(TEXTS), atol=1e-5)
+    unit = cut.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(shorter.embed(TEXTS, normalize=True), unit, atol=1e-5)
+    np.testing.assert_allclose(shorter.embed(TEXTS, dimensions=DIM), encoder.embed(TEXTS, dimensions=DIM), atol=1e-6)
+    spec = FeatureSpec(("embedding",))
+    assert identity([shorter.identity(spec)]) != identity([encoder.identity(spec)])
+    with pytest.raises(SettingsError, match=f"`dimensions` is 999; .* has {len(pooling) * DIM}"):
+        shorter.embed(TEXTS, dimensions=999)
+
+
+@pytest.mark.parametrize("problem", [None, "multi_label_classification", "regression"])
+@pytest.mark.parametrize("names", [None, {"0": "quality"}])
+def test_one_output_gives_its_score(checkpoints: Checkpoints, tmp_path: Path, problem: str | None, names: Any) -> None:
+    from transformers import pipeline
+
+    folder = shutil.copytree(checkpoints.classifier, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    one = {f"classifier__{part}": tensors[f"classifier.{part}"][:1].clone() for part in ("weight", "bias")}
+    edit_tensors(folder / "model.safetensors", **one)
+    edit_json(folder / "config.json", id2label=names, label2id=None, problem_type=problem, num_labels=1)
+    theirs = pipeline("text-classification", model=str(folder), device="cpu")(TEXTS, truncation=True, max_length=64)
+    outputs = load(str(folder)).outputs(TEXTS, FeatureSpec(("label", "score", "scores")))
+    labels, score, scores, *_ = (column.to_pylist() for column in outputs.columns)
+    assert labels == [row["label"] for row in theirs]
+    assert score == pytest.approx([row["score"] for row in theirs], abs=1e-5)
+    assert scores == [{label: value} for label, value in zip(labels, score, strict=True)]
+    assert (max(map(abs, score)) > 1) == (problem == "regression")
+
+
+def test_several_values_are_scores_and_no_label(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    folder = shutil.copytree(checkpoints.three_classes, tmp_path / "model")
+    edit_json(folder / "config.json", problem_type="regression")
+    theirs = pipeline("text-classification", model=str(folder), device="cpu", top_k=None)(
+        TEXTS, truncation=True, max_length=64
+    )
+    encoder = load(str(folder))
+    (scores, *_) = encoder.outputs(TEXTS, FeatureSpec(("scores",))).columns
+    for row, expected in zip(scores.to_pylist(), theirs, strict=True):
+        assert row == pytest.approx({entry["label"]: entry["score"] for entry in expected}, abs=1e-5)
+    with pytest.raises(SettingsError, match=r"has 3 outputs that are values .*; ask for the feature 'scores' alone"):
+        encoder.classify(TEXTS)
 
 
 def test_classes_are_those_of_hugging_face(checkpoints: Checkpoints) -> None:
@@ -143,7 +209,9 @@ def test_a_folder_whose_embedding_is_unknown_needs_a_pooling(checkpoints: Checkp
     modules[2]["type"] = "sentence_transformers.models.Dense"
     (folder / "modules.json").write_text(json.dumps(modules))
     encoder = load(str(folder))
-    with pytest.raises(SettingsError, match=r"its modules are Transformer > Pooling > Dense;.*; set `pooling`"):
+    with pytest.raises(
+        SettingsError, match=r"its modules are Transformer > Pooling > Dense;.*: `pooling` gives the vectors before"
+    ):
         encoder.embed(["the"])
     assert encoder.embed(["the"], pooling="mean").shape == (1, DIM)
 
@@ -168,7 +236,7 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 
 def test_cuda_is_not_replaced_by_the_cpu(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingsError, match="device 'cuda' is not here: this worker has 0 CUDA devices"):
+    with pytest.raises(SettingsError, match="`device='cuda'` is not here: this worker has 0 CUDA devices"):
         load(checkpoints.bare, device="cuda").embed(["the"])
 
 

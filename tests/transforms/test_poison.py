@@ -85,7 +85,7 @@ def test_a_vector_beyond_float16_is_no_feature(fresh: Encoder) -> None:
 
 def test_a_vector_too_long_to_be_scaled_is_no_feature() -> None:
     vectors = np.array([[3e38, 3e38], [3, 4]], np.float32)
-    column, finite = featurization.embedding_column(vectors, FeatureSpec(("embedding",)), normalize=True)
+    column, finite = featurization.embedding_column(vectors, featurization.VectorSettings(None, normalize=True))
     assert finite.tolist() == [False, True]
     np.testing.assert_allclose(column[1].as_py(), [0.6, 0.8], atol=1e-6)
 

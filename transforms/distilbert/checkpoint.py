@@ -15,6 +15,7 @@ from .files import is_there, plain, read_json, shown
 from .header import Tensors, WeightsFile
 from .location import locate
 from .sentence import SentenceSettings, read_sentence_settings
+from .sharded import ShardedWeights, find_weights
 from .tokenizer import TokenizerFiles, check_tokenizer_config
 
 __all__ = ["Checkpoint", "ModelConfig"]
@@ -30,6 +31,7 @@ _SIZES = {
     "hidden_dim": (3_072, 1, 1_000_000),
 }
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+_PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
 # Of the encoder, but no weights: old checkpoints carry the numbers of their positions.
 _BUFFERS = {"embeddings.position_ids"}
 
@@ -106,7 +108,8 @@ class Checkpoint:
         multi_label: whether classes are independent (sigmoid) rather than exclusive (softmax).
         sentence: pooling, normalization and length of a sentence-transformers folder.
         max_length: tokens the model sees of a text at most, special tokens included.
-        weights: model.safetensors as it was when it was verified.
+        regression: whether the outputs of the classification head are values, not classes.
+        weights: model.safetensors, or the files of its index, as they were when they were verified.
         tokenizer_sha256: SHA-256 over the files that determine the tokenizer.
     """
 
@@ -118,9 +121,10 @@ class Checkpoint:
     prefix: str
     labels: tuple[str, ...]
     multi_label: bool
+    regression: bool
     sentence: SentenceSettings
     max_length: int
-    weights: WeightsFile
+    weights: WeightsFile | ShardedWeights
     tokenizer_sha256: str
 
     @classmethod
@@ -129,7 +133,7 @@ class Checkpoint:
 
         Args:
             model: a folder, an fsspec URL of a folder, or a Hub id, best with a commit: ``name@<commit>``.
-            sha256: what the SHA-256 of its model.safetensors must be, in hexadecimal; None for anything.
+            sha256: what ``weights_sha256`` must be, in hexadecimal; None for anything.
 
         Raises:
             CheckpointError: it cannot be found, is unsafe, damaged, not a DistilBERT, or not the one that is pinned.
@@ -140,17 +144,17 @@ class Checkpoint:
         path = folder / "config.json"
         config = read_json(path)
         shape = ModelConfig.parse(config, path)
-        weights = WeightsFile.find(folder)
+        weights = find_weights(folder)
         if sha256 is not None:
             _check_pin(weights, sha256)
         tensors = weights.header()
         prefix = "distilbert." if any(name.startswith("distilbert.") for name in tensors) else ""
         shapes = {prefix + name: dims for name, dims in shape.encoder_shapes().items()}
-        _verify(tensors, shapes, folder)
-        _verify_nothing_else(tensors, shapes, prefix, folder)
+        _verify(tensors, shapes, weights.path)
+        _verify_nothing_else(tensors, shapes, prefix, weights.path)
         tokenizer = TokenizerFiles.read(folder)
         check_tokenizer_config(folder)
-        labels = _labels(config, tensors, shape, folder)
+        labels = _labels(config, tensors, shape, weights.path)
         return cls(
             folder=folder,
             name=model,
@@ -160,15 +164,23 @@ class Checkpoint:
             prefix=prefix,
             labels=labels,
             multi_label=config.get("problem_type") == "multi_label_classification",
+            regression=config.get("problem_type") == "regression",
             sentence=sentence,
             max_length=_max_length(folder, sentence, shape),
             weights=weights,
             tokenizer_sha256=tokenizer.sha256,
         )
 
+    @property
+    def scores_by(self) -> str:
+        """What makes scores of the head's outputs, as in transformers' pipeline: softmax, sigmoid, or identity."""
+        if self.regression:
+            return "identity"
+        return "sigmoid" if self.multi_label or len(self.labels) == 1 else "softmax"
+
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of model.safetensors, the one that is loaded.
+        """SHA-256 of model.safetensors, the one that is loaded; of several files as in ``ShardedWeights.sha256``.
 
         Raises:
             CheckpointError: the file has changed since it was verified.
@@ -193,17 +205,19 @@ def _check_no_code(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _check_pin(weights: WeightsFile, sha256: str) -> None:
+def _check_pin(weights: WeightsFile | ShardedWeights, sha256: str) -> None:
     found = weights.sha256()
     if found != sha256.lower():
+        single = isinstance(weights, WeightsFile)
+        what = f"{shown(weights.path)} has" if single else f"the lines of sha256sum for {shown(weights.path)} have"
         raise CheckpointError(
-            f"{shown(weights.path)} has the SHA-256 {found}, but `model_sha256` pins {sha256.lower()}; take the model "
+            f"{what} the SHA-256 {found}, but `model_sha256` pins {sha256.lower()}; take the model "
             "that is meant, or pin this one if you trust it"
         )
 
 
-def _verify(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    file = f"{shown(folder)}/model.safetensors"
+def _verify(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    file = shown(path)
     for name, shape in shapes.items():
         if name not in tensors:
             raise CheckpointError(f"{file} lacks the tensor {name}, so it is not a DistilBERT as its config.json says")
@@ -214,23 +228,22 @@ def _verify(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], folder: Pat
             )
 
 
-def _verify_nothing_else(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], prefix: str, folder: Path) -> None:
+def _verify_nothing_else(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], prefix: str, path: Path) -> None:
     """Refuse an encoder with more than a DistilBERT's tensors, such as adapters: without them it is another model."""
     parts = (prefix + "embeddings.", prefix + "transformer.")
     for name in tensors:
         if name.startswith(parts) and name not in shapes and name.removeprefix(prefix) not in _BUFFERS:
             raise CheckpointError(
-                f"{shown(folder)}/model.safetensors has the tensor {plain(name)}, which a DistilBERT as its "
+                f"{shown(path)} has the tensor {plain(name)}, which a DistilBERT as its "
                 "config.json says does not have; save the model without it, adapters merged into the weights"
             )
 
 
-def _labels(config: Mapping[str, Any], tensors: Tensors, shape: ModelConfig, folder: Path) -> tuple[str, ...]:
-    """Class names of a sequence classification head; empty where there is none."""
+def _labels(config: Mapping[str, Any], tensors: Tensors, shape: ModelConfig, weights: Path) -> tuple[str, ...]:
+    """Names of the outputs of a sequence classification head; empty where there is none."""
     if "pre_classifier.weight" not in tensors or "classifier.weight" not in tensors:
         return ()
-    if config.get("problem_type") == "regression":
-        return ()  # its outputs are values, not classes
+    path = shown(weights.parent / "config.json")
     classes = (*tensors["classifier.weight"][1], 0)[0]
     head = {
         "pre_classifier.weight": (shape.dim, shape.dim),
@@ -238,18 +251,24 @@ def _labels(config: Mapping[str, Any], tensors: Tensors, shape: ModelConfig, fol
         "classifier.weight": (classes, shape.dim),
         "classifier.bias": (classes,),
     }
-    _verify(tensors, head, folder)
+    _verify(tensors, head, weights)
+    problem = config.get("problem_type")
+    if problem not in _PROBLEMS or (classes == 1 and problem == "single_label_classification"):
+        raise CheckpointError(
+            f"{path}: problem_type is {shown(problem)} with {classes} outputs; it must be one of "
+            f"{', '.join(_PROBLEMS[1:])}, and of one output it cannot be single_label_classification"
+        )
     names = config.get("id2label")
     if names is None:
         return tuple(f"LABEL_{number}" for number in range(classes))
     try:
         by_index = {int(number): str(name) for number, name in names.items()}
     except (AttributeError, ValueError, TypeError):
-        raise CheckpointError(f"{shown(folder)}/config.json: id2label is not a map from class index to name") from None
+        raise CheckpointError(f"{path}: id2label is not a map from class index to name") from None
     labels = tuple(by_index.get(number, "") for number in range(classes))
     if len(by_index) != classes or "" in labels or len(set(labels)) != classes:
         raise CheckpointError(
-            f"{shown(folder)}/config.json does not name each of the classifier's {classes} classes once: "
+            f"{path} does not name each of the classifier's {classes} classes once: "
             f"id2label has {shown(sorted(by_index))}, {len(set(by_index.values()))} different names"
         )
     return labels

@@ -337,5 +337,5 @@ class Engine:
             if not self.checkpoint.labels:
                 raise CheckpointError(f"{self.checkpoint.folder} has no classification head")
             with self._loading():
-                self._head = ClassificationHead(self._weights, multi_label=self.checkpoint.multi_label)
+                self._head = ClassificationHead(self._weights, self.checkpoint.scores_by)
         return self._head

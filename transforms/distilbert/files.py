@@ -15,6 +15,7 @@ from distilbeam.transforms.errors import CheckpointError
 __all__ = [
     "MAX_SETTINGS_BYTES",
     "digest",
+    "instead_of",
     "is_there",
     "open_regular",
     "parse_json",
@@ -24,6 +25,9 @@ __all__ = [
     "read_whole",
     "shown",
 ]
+
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+_REFUSALS = (b'{"error"', b"entry not found", b"repository not found", b"invalid username or password", b"<?xml")
 
 MAX_SETTINGS_BYTES = 16 * 1024 * 1024
 """Bytes of a file that is read whole, at most: those of every file but the weights."""
@@ -72,7 +76,24 @@ def read_whole(path: Path) -> bytes:
             f"{shown(path)} has more than {MAX_SETTINGS_BYTES >> 20} MiB, which no file of a DistilBERT but its "
             "weights has; take the checkpoint as it was published"
         )
+    if other := instead_of(content):
+        raise CheckpointError(f"{shown(path)} {other}")
     return content
+
+
+def instead_of(content: bytes) -> str | None:
+    """What is said of a file, by its first bytes, that was saved in the place of the real one; None of any other."""
+    start = content[:512].lstrip().lower()
+    if start.startswith(_POINTERS):
+        return (
+            "is a Git LFS pointer, which only names the real file; run `git lfs pull` in the clone, or download the "
+            "file itself"
+        )
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is an HTML page, saved in the place of the file; download it again, logged in if that is needed"
+    if start.startswith(_REFUSALS):
+        return "is an error message of a server, saved in the place of the file; download it again"
+    return None
 
 
 def parse_json(content: bytes, path: Path, *, unique: bool = False) -> Any:

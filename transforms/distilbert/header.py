@@ -1,4 +1,4 @@
-"""The header of model.safetensors, and whether the file is still the one that was verified."""
+"""The header of a safetensors file, and whether the file is still the one that was verified."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from distilbeam.transforms.errors import CheckpointError
 
-from .files import is_there, open_regular, plain, shown
+from .files import instead_of, open_regular, plain, shown
 
 __all__ = ["MAX_WEIGHTS_BYTES", "Tensors", "WeightsFile", "read_header"]
 
@@ -28,7 +28,6 @@ _DTYPE_BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1},
 }
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """Dtype and shape by name."""
@@ -36,7 +35,7 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """``model.safetensors`` of a folder as it was when it was found.
+    """A safetensors file as it was when it was found.
 
     Attributes:
         path: where it lies.
@@ -47,15 +46,12 @@ class WeightsFile:
     state: tuple[int, int, int, int]
 
     @classmethod
-    def find(cls, folder: Path) -> WeightsFile:
-        """The weights of a folder; anything else, pickle above all, is refused.
+    def of(cls, path: Path) -> WeightsFile:
+        """A file as it is now.
 
         Raises:
-            CheckpointError: there are none, they are no regular file, or there are too many bytes of them.
+            CheckpointError: it is no regular file, or there are too many bytes of it.
         """
-        path = folder / "model.safetensors"
-        if not is_there(path):
-            raise CheckpointError(_missing(folder))
         with _open(path) as file:
             state = _state(file)
         if state[2] > MAX_WEIGHTS_BYTES:
@@ -63,6 +59,11 @@ class WeightsFile:
                 f"{shown(path)} has {state[2]} bytes; a DistilBERT's weights have at most {MAX_WEIGHTS_BYTES}"
             )
         return cls(path, state)
+
+    @property
+    def files(self) -> tuple[WeightsFile, ...]:
+        """The file itself, as ``ShardedWeights`` has several."""
+        return (self,)
 
     @contextmanager
     def unchanged(self) -> Iterator[BinaryIO]:
@@ -109,7 +110,11 @@ def read_header(file: BinaryIO, path: Path) -> Tensors:
         CheckpointError: they do not, or there is no telling.
     """
     size = os.fstat(file.fileno()).st_size
-    start = file.read(8)
+    start = file.read(512)
+    if other := instead_of(start):
+        raise CheckpointError(f"{shown(path)} {other}")
+    file.seek(8)
+    start = start[:8]
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= min(_MAX_HEADER, size - 8):
         raise CheckpointError(f"{shown(path)} is not a whole safetensors file; copy it again")
@@ -148,16 +153,6 @@ def _open(path: Path) -> BinaryIO:
         return open_regular(path)
     except FileNotFoundError:
         raise CheckpointError(f"{shown(path)} is a link to nothing; copy the checkpoint again") from None
-
-
-def _missing(folder: Path) -> str:
-    for pattern in _PICKLES:
-        if next(folder.glob(pattern), None) is not None:
-            return (
-                f"{shown(folder)} holds its weights only as pickle, which can run code when loaded; "
-                "convert them to model.safetensors (save_pretrained of transformers does) on a machine you can lose"
-            )
-    return f"{shown(folder)} has no model.safetensors, the only format weights are read from; convert them to it"
 
 
 def _state(file: BinaryIO) -> tuple[int, int, int, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch.nn import functional
 
@@ -11,15 +14,22 @@ from .weights import Weights
 __all__ = ["ClassificationHead"]
 
 
+_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": partial(torch.softmax, dim=-1),
+    "sigmoid": torch.sigmoid,
+    "identity": torch.nn.Identity(),
+}
+
+
 class ClassificationHead:
     """Sequence classification on the first token, as in DistilBertForSequenceClassification."""
 
-    def __init__(self, weights: Weights, *, multi_label: bool) -> None:
+    def __init__(self, weights: Weights, scores_by: str) -> None:
         self._pre_classifier = weights.head("pre_classifier")
         self._classifier = weights.head("classifier")
-        self._multi_label = multi_label
+        self._scores_by = _SCORES[scores_by]
 
     def __call__(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        """Probabilities, float32[rows, classes]: softmax, or sigmoid where classes are independent."""
+        """Scores, float32[rows, classes], by softmax, sigmoid or identity."""
         logits = self._classifier(functional.relu(self._pre_classifier(hidden.index_select(0, packed.starts)))).float()
-        return torch.sigmoid(logits) if self._multi_label else torch.softmax(logits, dim=-1)
+        return self._scores_by(logits)

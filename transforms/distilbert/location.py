@@ -18,6 +18,8 @@ from distilbeam.transforms.storage.filesystems import FileInfo, download, list_f
 
 from .files import MAX_SETTINGS_BYTES
 from .header import MAX_WEIGHTS_BYTES
+from .sentence import SENTENCE_FILES
+from .sharded import INDEX, SHARD
 
 __all__ = ["Location", "cache_folder", "locate"]
 
@@ -27,11 +29,15 @@ _NAME = re.compile(r"([\w-][\w.-]*/)?[\w.-]+")
 _FILES = (
     "config.json",
     "model.safetensors",
+    INDEX,
+    "adapter_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
     "modules.json",
-    "sentence_bert_config.json",
+    *SENTENCE_FILES,
     "config_sentence_transformers.json",
 )
 
@@ -85,7 +91,8 @@ def _from_hub(model: str) -> Location:
 
     name, _, revision = model.partition("@")
     # Old sentence-transformers folders hold the transformer in 0_Transformer/.
-    patterns = [*_FILES, "*/config.json", *(f"*_Transformer/{file}" for file in _FILES)]
+    files = (*_FILES, "model-?????-of-?????.safetensors")
+    patterns = [*files, "*/config.json", *(f"*_Transformer/{file}" for file in files)]
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except RevisionNotFoundError:
@@ -114,12 +121,18 @@ def _from_url(url: str) -> Location:
             f"there is no model at {url!r}; give the folder that holds config.json and model.safetensors"
         )
     for name, info in wanted.items():
-        most = MAX_WEIGHTS_BYTES if name.endswith("model.safetensors") else MAX_SETTINGS_BYTES
+        most = MAX_WEIGHTS_BYTES if name.endswith(".safetensors") else MAX_SETTINGS_BYTES
         if info.size > most:
             raise CheckpointError(
                 f"{info.url!r} has {info.size} bytes, of a DistilBERT's file at most {most} are fetched; take the "
                 "checkpoint as it was published"
             )
+    total = sum(info.size for info in wanted.values())
+    if total > 2 * MAX_WEIGHTS_BYTES:
+        raise CheckpointError(
+            f"the files of {url!r} have {total} bytes, of a DistilBERT's at most {2 * MAX_WEIGHTS_BYTES} are fetched; "
+            "take the checkpoint as it was published"
+        )
     state = sorted((name, info.size, info.version) for name, info in wanted.items())
     key = hashlib.sha256(json.dumps([url.rstrip("/"), state]).encode()).hexdigest()[:32]
     target = cache_folder() / "checkpoints" / key
@@ -154,4 +167,10 @@ def _listed(url: str, base: str) -> dict[str, FileInfo]:
         raise CheckpointError(f"the model {url!r} cannot be fetched: {error}") from None
     # sentence-transformers keeps settings, and in old folders the transformer, one folder down. Elsewhere than there a
     # name such as "../config.json", which an object may have, would be written.
-    return {name: info for name, info in found.items() if _NAME.fullmatch(name) and name.rpartition("/")[2] in _FILES}
+    named = {name: name.rpartition("/") for name in found if _NAME.fullmatch(name)}
+    return {
+        name: found[name]
+        for name, (folder, slash, file) in named.items()
+        # Of weights in one file and in several, the one file is loaded.
+        if file in _FILES or (SHARD.fullmatch(file) and f"{folder}{slash}model.safetensors" not in found)
+    }

@@ -47,11 +47,16 @@ class Weights:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, arithmetic: Arithmetic) -> None:
         """Open a checkpoint's weights."""
         self._path = checkpoint.weights.path
-        try:
-            with checkpoint.weights.unchanged():
-                self._file: Any = safe_open(str(self._path), framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"cannot open {shown(self._path)}: {type(error).__name__}; copy it again") from None
+        self._files: dict[str, Any] = {}
+        for file in checkpoint.weights.files:
+            try:
+                with file.unchanged():
+                    opened: Any = safe_open(str(file.path), framework="pt")
+                self._files |= dict.fromkeys(opened.keys(), opened)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"cannot open {shown(file.path)}: {type(error).__name__}; copy it again"
+                ) from None
         self._prefix = checkpoint.prefix
         self._device = device
         self.arithmetic = arithmetic
@@ -67,7 +72,7 @@ class Weights:
         """
         dtype = dtype or self.arithmetic.hidden
         name = self._prefix + name if encoder else name
-        stored: torch.Tensor = self._file.get_tensor(name)
+        stored: torch.Tensor = self._files[name].get_tensor(name)
         tensor = stored.to(self._device, dtype)
         if not torch.isfinite(tensor).all():
             cure = "take the checkpoint as it was published"

@@ -239,7 +239,7 @@ def test_headers_are_read_as_safetensors_reads_them(checkpoints: Checkpoints) ->
     path = Path(checkpoints.classifier, "model.safetensors")
     with safe_open(str(path), framework="pt") as file:
         expected = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    assert {name: shape for name, (_, shape) in WeightsFile.find(path.parent).header().items()} == expected
+    assert {name: shape for name, (_, shape) in WeightsFile.of(path).header().items()} == expected
 
 
 def test_a_folder_is_verified_without_torch(checkpoints: Checkpoints) -> None:

@@ -29,7 +29,7 @@ def test_probabilities_are_hugging_faces(
     )
     with torch.inference_mode():
         hidden = PackedEncoder(weights, checkpoint.config)(packed)
-        ours = ClassificationHead(weights, multi_label=checkpoint.multi_label)(hidden, packed)
+        ours = ClassificationHead(weights, checkpoint.scores_by)(hidden, packed)
     logits = hugging_face.logits(folder, ragged)
     assert (ours.shape, ours.dtype) == ((len(ragged), classes), torch.float32)
     torch.testing.assert_close(ours, logits.softmax(1) if exclusive else logits.sigmoid(), atol=1e-5, rtol=0)

@@ -301,6 +301,45 @@ def test_a_model_of_the_hub_by_name_and_commit(hub: Hub, source: Path, name: str
     assert not {path for _, path in hub.requests if any(evil in path for evil in EVIL)}
 
 
+def shard(folder: Path) -> None:
+    """Put the weights into two files with an index, and what old checkpoints have beside them."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {}
+    for number, part in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
+        name = f"model-{number:05}-of-00002.safetensors"
+        save_file({key: tensors[key] for key in part}, folder / name)
+        places |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "added_tokens.json").write_text("{}")
+    (folder / "special_tokens_map.json").write_text("{}")
+
+
+SHARDED = {
+    *("model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+    *("added_tokens.json", "special_tokens_map.json"),
+}
+
+
+def test_weights_in_several_files_are_fetched(hub: Hub, source: Path) -> None:
+    shard(source)
+    hub.publish("organization/model", source)
+    fetched = Checkpoint.open("organization/model")
+    assert names(fetched.folder) >= SHARDED
+    found = Checkpoint.open(f"file://{source}")
+    assert names(found.folder) >= SHARDED
+    assert found.weights_sha256 == fetched.weights_sha256 == Checkpoint.open(str(source)).weights_sha256
+
+
+def test_of_weights_in_one_file_and_in_several_a_url_gives_the_one(source: Path) -> None:
+    content = (source / "model.safetensors").read_bytes()
+    shard(source)
+    (source / "model.safetensors").write_bytes(content)
+    assert not any(name.startswith("model-") for name in names(locate(f"file://{source}").folder))
+
+
 def test_a_model_of_the_hub_is_fetched_once(hub: Hub, source: Path) -> None:
     commit = hub.publish("organization/model", source)
     locate(f"organization/model@{commit}")

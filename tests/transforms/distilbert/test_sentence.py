@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
-from distilbeam.transforms.distilbert.sentence import SentenceSettings, read_sentence_settings
+from distilbeam.transforms.distilbert.sentence import SENTENCE_FILES, SentenceSettings, read_sentence_settings
 from distilbeam.transforms.errors import CheckpointError
 from tests.checkpoints import Checkpoints, edit_json
 
@@ -32,7 +32,7 @@ def pooling(folder: Path, **config: Any) -> Path:
 
 
 def test_a_plain_folder_has_plain_defaults(tmp_path: Path) -> None:
-    assert read_sentence_settings(tmp_path) == SentenceSettings("", "mean", False, None, None)
+    assert read_sentence_settings(tmp_path) == SentenceSettings("", "mean", False, None)
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "max"])
@@ -52,6 +52,11 @@ def test_what_sentence_transformers_saved_is_understood(checkpoints: Checkpoints
         ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
         ({"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, "max"),
         ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["cls"]}, "cls"),
+        ({"pooling_mode": ["max", "cls"]}, "max+cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "cls+mean"),
+        ({"pooling_mode_mean_tokens": False}, "mean"),
+        ({}, "mean"),
     ],
 )
 def test_older_poolings_are_understood(tmp_path: Path, config: dict[str, Any], expected: str) -> None:
@@ -63,9 +68,9 @@ def test_older_poolings_are_understood(tmp_path: Path, config: dict[str, Any], e
     ("config", "named"),
     [
         ({"pooling_mode": "lasttoken"}, "it pools by lasttoken"),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, "it pools by mean_sqrt_len"),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, r"it pools by cls\+mean"),
-        ({}, "it pools by nothing"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "it pools by mean_sqrt_len_tokens"),
+        ({"pooling_mode": ["mean", "weightedmean"]}, r"it pools by mean\+weightedmean"),
+        ({"pooling_mode": ["mean", "mean"]}, r"it pools by mean\+mean"),
     ],
 )
 def test_other_poolings_are_named(tmp_path: Path, config: dict[str, Any], named: str) -> None:
@@ -140,3 +145,82 @@ def test_lowercasing_before_a_cased_tokenizer_is_named(checkpoints: Checkpoints,
     assert read_sentence_settings(folder).unsupported is None
     edit_json(folder / "tokenizer_config.json", do_lower_case=False)
     assert "lowercases" in str(read_sentence_settings(folder).unsupported)
+
+
+@pytest.mark.parametrize("mode", [3, [], [3], {}])
+def test_a_pooling_that_is_no_name_is_refused(tmp_path: Path, mode: Any) -> None:
+    pooling(modules(tmp_path, "Transformer", "Pooling"), pooling_mode=mode)
+    with pytest.raises(CheckpointError, match=r"config\.json: pooling_mode is .*; it must be a name or a list"):
+        read_sentence_settings(tmp_path)
+
+
+LENGTHS: list[tuple[dict[str, Any], int | None]] = [
+    ({"max_seq_length": 20}, 20),
+    ({"max_seq_length": 20, "processing_kwargs": {"text": {"max_length": 9}}}, 9),
+    ({"processing_kwargs": {"common": {"max_length": 9}}}, 9),
+    ({"processing_kwargs": {"text": {"truncation": True, "padding": True}}}, None),
+    ({"tokenizer_args": {"model_max_length": 11}}, 11),
+    ({"max_seq_length": None}, None),
+]
+
+
+@pytest.mark.parametrize("name", SENTENCE_FILES)
+@pytest.mark.parametrize(("content", "expected"), LENGTHS)
+def test_lengths_are_read_from_every_file_and_by_every_name(
+    tmp_path: Path, name: str, content: dict[str, Any], expected: int | None
+) -> None:
+    pooling(modules(tmp_path, "Transformer", "Pooling"), pooling_mode="mean")
+    (tmp_path / name).write_text(json.dumps(content))
+    found = read_sentence_settings(tmp_path)
+    assert (found.max_length, found.unsupported) == (expected, None)
+
+
+@pytest.mark.parametrize(("content", "expected"), LENGTHS)
+@pytest.mark.parametrize("name", ["sentence_bert_config.json", "sentence_xlm-roberta_config.json"])
+def test_lengths_are_those_of_sentence_transformers(
+    checkpoints: Checkpoints, tmp_path: Path, content: dict[str, Any], expected: int | None, name: str
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = shutil.copytree(checkpoints.sentence, tmp_path / "model")
+    (folder / "sentence_bert_config.json").unlink()
+    (folder / name).write_text(json.dumps(content))
+    edit_json(folder / "tokenizer_config.json", model_max_length=40)
+    features = SentenceTransformer(str(folder), device="cpu").preprocess(["the " * 99])
+    assert Checkpoint.open(str(folder)).max_length == len(features["input_ids"][0]) == (expected or 40)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"processing_kwargs": {"text": {"truncation": False}}}, "truncation to False"),
+        ({"processing_kwargs": {"text": {"add_special_tokens": False}}}, "processing_kwargs.text set add_special_toke"),
+        ({"tokenizer_args": {"do_lower_case": False}}, "tokenizer_args set do_lower_case"),
+        ({"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask'"),
+    ],
+)
+def test_other_settings_of_the_transformer_are_named(tmp_path: Path, content: dict[str, Any], named: str) -> None:
+    pooling(modules(tmp_path, "Transformer", "Pooling"), pooling_mode="mean")
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps(content))
+    assert named in str(read_sentence_settings(tmp_path).unsupported)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2, "12", True])
+def test_a_length_that_is_none_is_refused(tmp_path: Path, limit: Any) -> None:
+    pooling(modules(tmp_path, "Transformer", "Pooling"), pooling_mode="mean")
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": limit}))
+    with pytest.raises(CheckpointError, match=r"sentence_bert_config\.json: a text's most tokens are"):
+        read_sentence_settings(tmp_path)
+
+
+@pytest.mark.parametrize("dimensions", [0, -3, 1.5, "16", True])
+def test_a_truncate_dim_that_is_no_number_is_refused(tmp_path: Path, dimensions: Any) -> None:
+    pooling(modules(tmp_path, "Transformer", "Pooling"), pooling_mode="mean")
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": dimensions}))
+    with pytest.raises(CheckpointError, match="truncate_dim is"):
+        read_sentence_settings(tmp_path)
+
+
+def test_setting_pooling_is_no_cure_for_modules_after_it(tmp_path: Path) -> None:
+    folder = pooling(modules(tmp_path, "Transformer", "Pooling", "Dense"), pooling_mode="mean")
+    assert "another model's" in read_sentence_settings(folder).cure
