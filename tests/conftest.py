@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.jobs import Runner
 from tests.faults.table import summarize
 
 # Set before any test module is imported, since these libraries read them at import.
@@ -56,6 +57,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tests.checkpoints import Checkpoints
 
     return Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """Runs ``distilbeam`` in processes of its own."""
+    found = Runner(tmp_path_factory.mktemp("runner"))
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from distilbeam.pipelines.options import parse
+from tests.faults.jobs import Runner
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,11 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=range(len(blocks("python"))))
-def test_python_blocks_run(block: str, folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, timeout=120, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
+def test_python_blocks_run(block: str, folder: Path, runner: Runner) -> None:
+    done = runner([], code=block, folder=folder)
+    assert done.code == 0, done.said
 
 
 @pytest.mark.slow

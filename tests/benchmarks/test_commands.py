@@ -62,6 +62,7 @@ def test_repeated_texts_have_their_share(share: float) -> None:
     assert len(set(texts)) == pytest.approx(200 * (1 - share), abs=2)
 
 
+@pytest.mark.slow
 def test_peers_that_are_right_are_timed_and_others_said_to_be_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
 
+from tests.faults.jobs import Runner
+
 ROWS = 2_000
+_DIE = """
+import os, signal
+from distilbeam.transforms.output import split_writer
+stage = split_writer.stage_record
+
+def stage_and_die(*arguments):
+    global COUNT
+    staged = stage(*arguments)
+    COUNT -= 1
+    if not COUNT:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return staged
+
+split_writer.stage_record = stage_and_die
+"""
 
 
 @pytest.mark.parametrize("finished", [1, 3])
-def test_killed_and_resumed_equals_undisturbed(
-    finished: int, tmp_path: Path, tiny: str, distilbeam: Callable[..., Any]
-) -> None:
+def test_killed_and_resumed_equals_undisturbed(finished: int, tmp_path: Path, tiny: str, runner: Runner) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text(
         "".join(json.dumps({"id": row, "text": f"row {row} " + "word " * 40}) + "\n" for row in range(ROWS))
@@ -33,31 +42,21 @@ def test_killed_and_resumed_equals_undisturbed(
         return [*base, "--split-bytes", size, *more]
 
     clean = tmp_path / "clean"
-    distilbeam(*command(clean))
+    assert not runner(command(clean)).code
 
     output = tmp_path / "out"
     staging = output / "_distilbeam" / "staging"
-    job = subprocess.Popen([sys.executable, "-m", "distilbeam", *command(output, "--progress", "none")])
-    try:
-        deadline = time.monotonic() + 120
-        while len(records := list(staging.rglob("*.json"))) < finished:
-            assert job.poll() is None, "the job was over before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(job.pid, signal.SIGKILL)
-    finally:
-        job.wait()
-    assert not list(output.glob("features/*.parquet")), "something became visible before the commit"
+    killed = runner(command(output, "--progress", "none"), code=f"COUNT = {finished}\n{_DIE}")
+    assert killed.code == -signal.SIGKILL, killed.said
+    records = list(staging.rglob("*.json"))
+    assert not list(output.glob("features/*")), "something became visible before the commit"
     kept = {path.name: path.stat().st_mtime_ns for path in staging.rglob("*.parquet")}
     assert len(records) >= finished
     assert kept
 
-    done = distilbeam(*command(output, "--if-exists", "resume"))
-    assert "resumed" in done.stdout + done.stderr or "kept" in done.stdout + done.stderr
-    assert {path.name for path in output.glob("features/*.parquet")} == {
-        path.name for path in clean.glob("features/*.parquet")
-    }
-    for path in clean.glob("features/*.parquet"):
-        assert (output / path.name).read_bytes() == path.read_bytes()
+    said = runner(command(output, "--if-exists", "resume")).said
+    assert "resumed" in said or "kept" in said
+    shards = {path.name: path.read_bytes() for path in (clean / "features").iterdir()}
+    assert {path.name: path.read_bytes() for path in (output / "features").iterdir()} == shards
     assert ds.dataset(str(output)).to_table().column("id").to_pylist() == list(range(ROWS))
     assert not staging.exists() or not list(staging.rglob("*"))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.jobs import Runner
 from tests.faults.stores import Server, s3_server
 from tests.faults.table import FaultReport
 
@@ -15,14 +14,6 @@ from tests.faults.table import FaultReport
 def fault_report(request: pytest.FixtureRequest) -> FaultReport:
     """``fault_report.add("503 from the store", injected=17, seconds=1.2)`` adds a row to the table."""
     return FaultReport(request.node.user_properties)
-
-
-@pytest.fixture(scope="session")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """Runs ``distilbeam`` in processes of its own."""
-    found = Runner(tmp_path_factory.mktemp("runner"))
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="session")

@@ -129,6 +129,8 @@ class Runner:
         environment: Mapping[str, str] | None = None,
         disturb: Callable[[int], None] = lambda pid: None,
         warm: bool = True,
+        code: str = "",
+        folder: Path | None = None,
         **limits: int,
     ) -> Done:
         """Runs one command to its end.
@@ -138,11 +140,14 @@ class Runner:
             environment: added to that of this process.
             disturb: called with the id of the process as soon as it runs; may end it.
             warm: whether to fork; else ``python -m distilbeam`` is begun anew.
+            code: Python that the forked process runs first; with no arguments it is all that is run.
+            folder: where the forked process runs.
             limits: ``file_size`` in bytes (RLIMIT_FSIZE), ``user``: id of the user to become.
         """
         self._log.write_bytes(b"")
         self._log.chmod(0o666)
         job = {"argv": list(map(str, argv)), "environment": dict(environment or {}), "log": str(self._log), **limits}
+        job |= {"code": code, "folder": str(folder or "")}
         start = time.monotonic()
         if not warm:
             return self._run_cold(job, disturb, start)

@@ -186,6 +186,7 @@ def test_bad_rows_of_every_kind(place: Place, fault_report: FaultReport) -> None
     fault_report.add("privacy: bad rows of every kind", injected=rejects.num_rows)
 
 
+@pytest.mark.slow
 def test_the_canaries_would_be_seen(place: Place) -> None:
     """The harness finds a word in each of its places, so that the other tests can fail."""
     path = place.jsonl(*poison_lines(place.words))

@@ -1,8 +1,8 @@
 """Runs commands in processes forked from one that has imported everything, which saves their start of seconds.
 
-Reads one JSON object a line, ``{"argv": [...], "environment": {...}, "log": path}``, and writes for each first
-``{"pid": ...}`` and, once the process has ended, ``{"code": ..., "peak_mb": ...}``. What is forked has no thread but
-its own, so it behaves as a process begun with ``python -m distilbeam`` does.
+Reads one JSON object a line, ``{"argv": [...], "environment": {...}, "log": path, "code": ..., "folder": ...}``. For
+each it writes first ``{"pid": ...}`` and, once the process has ended, ``{"code": ..., "peak_mb": ...}``. What is forked
+has no thread but its own, so it behaves as a process begun with ``python -m distilbeam`` does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import threading
+import traceback
 from typing import Any
 
 import apache_beam.runners.portability.fn_api_runner.fn_runner  # noqa: F401
@@ -42,11 +43,25 @@ def _become(job: dict[str, Any]) -> None:
             os.setgroups([])
             os.setgid(job["user"])
             os.setuid(job["user"])
-        code = main(job["argv"])
+        if job.get("folder"):
+            os.chdir(job["folder"])
+        code = _run(job["code"]) if job.get("code") else 0
+        if job["argv"]:
+            code = main(job["argv"])
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _run(code: str) -> int:
+    """What ``python -c`` does with the code, and its exit code."""
+    try:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def _serve() -> None:
