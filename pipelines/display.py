@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["show_inspection", "show_summary", "size"]
 
 _MAX_LABELS = 12
+_MAX_KEYS = 5
 _NUMBERS = ("commit", "files added", "files removed", "rejected", "rows", "share")
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp")
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -42,6 +43,9 @@ def show_summary(summary: Summary, console: Console) -> None:
     elif summary.resumed:
         told.append(f"{summary.resumed:,} of {summary.splits:,} splits were finished before and not redone")
     told.append(f"{summary.output}: {_plural(summary.shards, 'shard')}, {size(summary.bytes)}")
+    if summary.unread:
+        keys = ", ".join(map(repr, summary.unread[:_MAX_KEYS])) + (", ..." if len(summary.unread) > _MAX_KEYS else "")
+        told.append(f"keys of JSON objects that are no columns of the output: {_clean(keys)}")
     if summary.rejects:
         told.append(f"rejected rows, with reasons: {summary.output.rstrip('/')}/_rejects")
     for line in told:

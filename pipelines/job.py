@@ -50,6 +50,7 @@ class Summary:
         resumed: splits that an earlier run had finished; None where that was not measured.
         shards: files of the output.
         bytes: bytes of these files.
+        unread: keys of JSON objects that are no columns of the output.
         changes: how the output differs from the one it went on from; None unless the run was incremental.
     """
 
@@ -65,6 +66,7 @@ class Summary:
     resumed: int | None
     shards: int
     bytes: int
+    unread: tuple[str, ...] = ()
     changes: Changes | None = None
 
     @property
@@ -121,6 +123,7 @@ def run(
     if_changed: str = "error",
     max_rejects: int | str | None = "1%",
     rejects_include_text: bool = False,
+    strict: bool = False,
     output_format: str = "parquet",
     compression: str = "auto",
     max_shard_bytes: int | None = None,
@@ -160,6 +163,7 @@ def run(
             ``overwrite`` to start anew. The old output stays until the new one is complete.
         max_rejects: rows that may be set aside, a count, a share such as ``1%``, or None for any number.
         rejects_include_text: whether rejects hold the text.
+        strict: whether a key of a JSON object that no column takes ends the job; else the summary names it.
         output_format: ``parquet`` or ``jsonl``.
         compression: of the files written: ``auto``, ``zstd``, ``gzip``, ``none``; for Parquet also ``snappy``, ``lz4``.
         max_shard_bytes: largest file that is written.
@@ -205,6 +209,7 @@ def run(
         separator=separator,
         nulls=nulls,
         rejects_include_text=rejects_include_text,
+        strict=strict,
         bad_files=bad_files,
         columns=columns,
         csv_delimiter=csv_delimiter,
@@ -341,4 +346,5 @@ def _summary(manifest: Manifest, output: str, seconds: float) -> Summary:
         resumed=None,
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
+        unread=manifest.unread,
     )

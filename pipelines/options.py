@@ -245,6 +245,9 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         help="damaged files: end the job, or set aside what cannot be read as a reject (default fail)",
     )
     group.add_argument(
+        "--strict", action="store_true", help="end the job at a key of a JSON object that is no column of the output"
+    )
+    group.add_argument(
         "--decode-bytes", type=_count, metavar="N", help="memory for decoding a Parquet file (default 536870912)"
     )
     group.add_argument(

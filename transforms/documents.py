@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, Protocol, cast
@@ -21,6 +22,8 @@ from .metrics import LIVE
 from .provenance import Provenance
 
 __all__ = ["ReadDocuments"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class _Ledger(Protocol):
@@ -52,8 +55,9 @@ class ReadDocuments(beam.PTransform):
         id: a column that names rows in rejects.
         separator: what joins several text columns.
         types: Arrow types of columns, such as ``{"stars": "double"}``. CSV and TSV columns are strings otherwise, and
-            those of JSON lines are inferred from the first megabyte of up to 16 files; keys that occur only
-            later are not read unless they are named here, and a value of another type makes its line a reject.
+            those of JSON lines are inferred from all files, up to 4 GiB of them spread over all. Keys that only occur
+            elsewhere are not read unless they are named here: the manifest names them as ``unread``, or the job ends
+            if ``strict``. A value that fits with no other of its column makes its line a reject.
         split_bytes: about how much one split reads.
         batch_rows: rows in a batch, at most.
         batch_bytes: bytes in a batch, at most, unless a single row has more.
@@ -70,6 +74,8 @@ class ReadDocuments(beam.PTransform):
         csv_quote: character around fields of CSV files that hold delimiters, line ends or quotes; empty if quotes are
             text.
         csv_escape: character before one that is text, in CSV files that escape; by default none, two quotes are one.
+        strict: whether a key of a JSON object that no column takes ends the job.
+        limit: rows to read, the first ones of the input, rejects among them; None for all.
         ledger: what is done already, as ``WriteFeatures.ledger`` gives it; without one all is read.
 
     Raises:
@@ -96,6 +102,8 @@ class ReadDocuments(beam.PTransform):
     csv_delimiter: str = ReadSettings.csv_delimiter
     csv_quote: str = ReadSettings.csv_quote
     csv_escape: str = ReadSettings.csv_escape
+    strict: bool = ReadSettings.strict
+    limit: int | None = ReadSettings.limit
     ledger: _Ledger | None = None
 
     def __post_init__(self) -> None:
@@ -132,6 +140,7 @@ class _Read(beam.DoFn):
         self._documents = Metrics.counter("distilbeam", "documents_read")
         self._bytes = Metrics.counter("distilbeam", "bytes_read")
         self._rejects = Metrics.counter("distilbeam", "read_rejects")
+        self._told = ledger is not None  # else the commit tells
 
     @discreet
     def process(self, element: tuple[Split, bool]) -> Iterator[pa.RecordBatch]:
@@ -154,6 +163,13 @@ class _Read(beam.DoFn):
             self._documents.inc(batch.num_rows)
             self._bytes.inc(batch.nbytes)
             self._rejects.inc(len(provenance.rejects))
+            if provenance.unread and not self._told:
+                self._told = True
+                _LOG.warning(
+                    "objects in %r have keys that are no columns, since the plan had not met them; to read them give "
+                    "their types with `types`, or list the columns to `keep`",
+                    provenance.source,
+                )
             if attempt > 1 or provenance.last:
                 yield _noted(provenance, split, attempt).attach(batch)
             else:

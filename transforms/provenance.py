@@ -118,6 +118,7 @@ class Provenance:
         transient: columns that are read for the model and not written.
         rejects: rows of the split set aside since the previous batch.
         rejects_include_text: whether rejects are to hold the text, as only the user may ask.
+        unread: keys of JSON objects that no column takes, in the last batch of a split alone.
         models: identity of the checkpoint and settings of the features, for each stage with a model, in order.
     """
 
@@ -148,6 +149,7 @@ class Provenance:
     transient: tuple[str, ...] = ()
     rejects: tuple[Reject, ...] = ()
     rejects_include_text: bool = False
+    unread: tuple[str, ...] = ()
     models: tuple[dict[str, Any], ...] = ()
 
     @classmethod
@@ -157,7 +159,7 @@ class Provenance:
         if encoded is None:
             return None
         values = json.loads(encoded)
-        for name in ("text", "transient", "models"):
+        for name in ("text", "transient", "unread", "models"):
             values[name] = tuple(values[name])
         values["base"] = values["base"] and tuple(values["base"])
         values["rejects"] = tuple(Reject(**reject) for reject in values["rejects"])

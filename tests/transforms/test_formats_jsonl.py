@@ -192,20 +192,3 @@ def test_a_first_line_that_is_an_array_is_a_bad_line_like_others(tmp_path: Path,
     (tmp_path / "d.jsonl").write_text('["a"]\n{"text": "b"}\n')
     found = read(tmp_path)
     assert (found.texts, found.bad) == (["b"], [(1, "NotAnObject")])
-
-
-def test_keys_that_come_after_the_sample_are_told_of_once(
-    tmp_path: Path, read: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    lines = b'{"text": "aaaaaaaaaaaaaaaaaa"}\n' * 50_000
-    (tmp_path / "d.jsonl").write_bytes(lines + b'{"text": "b", "secret key": 1}\n' * 9)
-    (tmp_path / "e.jsonl").write_bytes(lines)
-    found = read(tmp_path, split_bytes=1 << 20)
-    assert len(found.rows) == 100_009
-    warnings = [record.getMessage() for record in caplog.records]
-    assert len([message for message in warnings if "no columns" in message]) == 1
-    assert "d.jsonl" in warnings[0]
-    assert "secret" not in caplog.text
-    caplog.clear()
-    read(tmp_path, keep=[])
-    assert "no columns" not in caplog.text

@@ -25,6 +25,7 @@ from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, detect, reading, unify
 from .formats.compression import open_stream
 from .formats.lines import Block
+from .keys import complete
 from .partitions import partition_value, partition_values
 from .read_settings import ReadSettings
 from .splits import Part, Split
@@ -145,7 +146,7 @@ def look(
         known: whether the columns are known without them, so that all of them may be bad.
     """
     files = [InputFile(info, *detect(info.url, settings.format)) for info in infos]
-    # Types of JSON are guessed from a sample; all other formats say in their heads what they hold.
+    # Types of JSON are guessed, from a sample first; all other formats say in their heads what they hold.
     guessed = [index for index, file in enumerate(files) if file.format == "jsonl"]
     sample = {guessed[len(guessed) * n // _SAMPLED_FILES] for n in range(_SAMPLED_FILES)} if guessed else set()
     schemas: dict[bytes, tuple[int, pa.Schema]] = {}
@@ -170,7 +171,11 @@ def look(
             pass
     if bad and not schemas and len(bad) == len(files) and not known:
         raise bad[min(bad)]
-    return files, [(files[n].info.url, schema) for n, schema in sorted(schemas.values(), key=lambda pair: pair[0])]
+    found = sorted(schemas.values(), key=lambda pair: pair[0])
+    if guessed:
+        others = [(n, schema) for n, schema in found if files[n].format != "jsonl"]
+        found = others + complete(settings, files, [(n, schema) for n, schema in found if files[n].format == "jsonl"])
+    return files, [(files[n].info.url, schema) for n, schema in sorted(found, key=lambda pair: pair[0])]
 
 
 def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Schema]:
@@ -193,7 +198,7 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
         return file, pa.schema([(name, pa.string())])
     with reading(url), open_stream(url, file.compression, settings.decode_bytes) as stream:
         if file.format == "jsonl":
-            found, count = jsonl.infer(stream, settings.text, settings.max_line_bytes, settings.as_text)
+            found, count = jsonl.infer(stream, settings.text, settings.max_line_bytes, settings.as_text, settled=False)
             return replace(file, empty=not count), pa.schema(found)
         limit, columns = settings.max_line_bytes, settings.columns
         header = delimited.columns_of(url, stream, file.format, limit, columns, settings.dialect)

@@ -51,6 +51,8 @@ class ReadSettings:
     csv_delimiter: str = ","
     csv_quote: str = '"'
     csv_escape: str = ""
+    strict: bool = False
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", _paths(self.path))
@@ -75,6 +77,8 @@ class ReadSettings:
             ("decode_bytes", 64 << 20, 1 << 40),
         ):
             whole_number(name, getattr(self, name), least, most)
+        if self.limit is not None:
+            whole_number("limit", self.limit, 1, 1 << 62)
         for name in self.text:
             if name in self.types and not is_text_type(self.types[name]):
                 raise SettingsError(
@@ -115,7 +119,8 @@ class ReadSettings:
         dialect = self.dialect
         csv = {} if dialect == Dialect() else vars(dialect)
         later = [{"columns": self.columns, **csv}] if self.columns or csv else []
-        return hashlib.sha256(json.dumps([*values, types, *later]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([*values, types, *later]).encode()).hexdigest()
+        return digest if self.limit is None else f"{digest}, the first {self.limit} rows"
 
     def check_format(self, url: str, format: str) -> None:
         """Raises InputError for a file of a format that settings given for CSV do not suit."""

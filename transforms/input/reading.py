@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,10 @@ from .partitions import filled, partition_value
 from .planning import read_schema
 from .read_settings import ReadSettings
 from .splits import Part, Split
+from .unread import UnreadKeys
 
 __all__ = ["MAX_REJECTS", "finished_batch", "read_split"]
 
-_LOG = logging.getLogger(__name__)
 _MOST_LINES = 1 << 16  # parsed at once, so that few rejects wait however short the lines are
 _MOST_CELLS = 1 << 22  # parsed at once, since an absent value takes memory too
 _MOST_LOST = 1 << 20  # rows of a damaged part that are set aside one by one; a footer may say anything
@@ -46,13 +45,14 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
     """
     schema = read_schema(split)
     common = _provenance(split, settings)
+    unread = UnreadKeys(schema, strict=settings.strict)
     sequence = 0
     for number, part in enumerate(split.parts):
         _check_unchanged(part)
         rows = _Buffer(schema.append(pa.field(ROW, pa.int64())), settings.batch_rows, settings.batch_bytes)
         provenance = _in_part(common, number, part)
         pending: deque[Reject] = deque()
-        for chunk in _read_or_reject(part, schema, settings):
+        for chunk in _read_or_reject(part, schema, settings, unread):
             batch, rejects = _select(chunk, part, schema, settings)
             rows.add(batch)
             pending += sorted(rejects, key=_position)
@@ -61,8 +61,10 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
                 now = replace(provenance, sequence=sequence, rejects=_taken(pending))
                 yield now.attach(rows.empty if full is None else full)
                 sequence += 1
-        last = number == len(split.parts) - 1
-        yield replace(provenance, sequence=sequence, last=last, rejects=_taken(pending)).attach(rows.rest())
+        provenance = replace(provenance, sequence=sequence, rejects=_taken(pending))
+        if number == len(split.parts) - 1:
+            provenance = replace(provenance, last=True, unread=unread.names)
+        yield provenance.attach(rows.rest())
         sequence += 1
 
 
@@ -108,14 +110,14 @@ class _Buffer:
         return _joined(self._batches) if self._batches else self.empty
 
 
-def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
     """The chunks of a part; if the file cannot be read on, and the settings say so, the rest is set aside.
 
     Where the file's footer says how many rows are left each is a reject; else one reject stands for all.
     """
     seen = lines = 0
     try:
-        for chunk in _read_part(part, schema, settings):
+        for chunk in _read_part(part, schema, settings, unread):
             seen, lines = chunk.seen, chunk.lines
             yield chunk
     except InputError as error:
@@ -136,10 +138,10 @@ def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings) -> It
             yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), rejects, seen, lines)
 
 
-def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
     if part.format == "parquet":
         return _read_parquet(part, schema, settings)
-    return _read_lines(part, schema, settings)
+    return _read_lines(part, schema, settings, unread)
 
 
 def _read_parquet(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
@@ -158,12 +160,12 @@ def _read_parquet(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iter
         yield Chunk(batch, rows, (), at - part.start, at - part.start)
 
 
-def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[Chunk]:
+def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
     names = _header(part, settings)
     if part.format == "jsonl":
-        # Where the user has not named the columns, keys that the sample lacked are a surprise.
-        unread = partial(_warn_of_unread_keys, part.source) if settings.asked is None else None
-        parser = jsonl.parser(schema, unread, settings.as_text)
+        # Where the user has not named the columns, keys that the plan has not met are a surprise.
+        note = partial(unread.note, part.source) if settings.asked is None else None
+        parser = jsonl.parser(schema, note, settings.as_text)
         diagnose = jsonl.diagnoser(schema, settings.id, settings.as_text)
     elif part.format == "text":
         parser, diagnose = _text_parser(settings.text[0] if len(settings.text) == 1 else "text"), _no_diagnosis
@@ -190,15 +192,6 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterat
             if int(block.numbers[-1]) + offset > lines:  # ends with lines that are no rows
                 lines = int(block.numbers[-1]) + offset
                 yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (), seen, lines)
-
-
-@lru_cache(1024)  # once for each file, however many parts it has
-def _warn_of_unread_keys(source: str) -> None:
-    _LOG.warning(
-        "objects in %r have keys that are no columns, since the first lines of the sampled files lack them; they are "
-        "not read; to read them give their `types`, or list the columns to `keep`",
-        source,
-    )
 
 
 def _blocks(part: Part, stream: Any, settings: ReadSettings) -> Iterator[Block | BadLine]:

@@ -16,7 +16,7 @@ from distilbeam.transforms.storage import filesystems
 from .manifest import Manifest
 from .records import STAGING, SplitRecord, identity
 
-__all__ = ["check_records", "check_rejects", "first_lines", "warn_of_mixed_precision"]
+__all__ = ["check_records", "check_rejects", "first_lines", "warn_of_mixed_precision", "warn_of_unread_keys"]
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +122,16 @@ def warn_of_mixed_precision(manifest: Manifest) -> None:
                     f"{each.get('dtype')} on {each.get('device')} ({each['splits']} splits)" for each in computes
                 ),
             )
+
+
+def warn_of_unread_keys(output: str, manifest: Manifest) -> None:
+    """What the plan had not met is not in the output, which should be said; the names are data, so not in a log."""
+    if manifest.unread:
+        _log.warning(
+            "%d keys of JSON objects are no columns of the output, since the plan had not met them; the manifest in %r "
+            "names them as unread; to read them give their types with `types`, or list the columns to keep",
+            *(len(manifest.unread), output),
+        )
 
 
 def _differing(

@@ -27,7 +27,7 @@ from distilbeam.transforms.errors import InputError, OutputError, OutputExistsEr
 from distilbeam.transforms.rejects import REJECTS_SCHEMA, RejectLimit
 from distilbeam.transforms.storage import filesystems
 
-from .accounting import check_records, check_rejects, first_lines, warn_of_mixed_precision
+from .accounting import check_records, check_rejects, first_lines, warn_of_mixed_precision, warn_of_unread_keys
 from .claims import Claim, other_job
 from .cleaning import clean, clean_alone
 from .history import Base, is_superseded, list_entries, load_entry
@@ -121,6 +121,7 @@ def commit(
     if if_exists == "resume":
         _refuse_other_model(state, target)
     warn_of_mixed_precision(target)
+    warn_of_unread_keys(output, target)
     try:
         return _publish(state, base, records, target)
     except (InputError, OutputError) as error:

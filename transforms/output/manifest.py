@@ -111,6 +111,11 @@ class Manifest:
         return sum((record.statistics for record in self.records), Statistics())
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Keys of JSON objects that no column takes."""
+        return tuple(sorted({key for record in self.records for key in record.unread}))
+
+    @property
     def schema(self) -> tuple[tuple[str, str], ...]:
         """(name, type) of the columns."""
         return max(self.records, key=lambda record: record.rows > 0).schema

@@ -126,6 +126,7 @@ class SplitRecord:
         models: identity of checkpoint and settings of each stage, as ``Provenance.models``.
         writer: settings of the writer that shape the files.
         input: ``Split.schema`` in base64, so that a later run reads new files into the same columns.
+        unread: keys of JSON objects that no column takes.
         base: ``Split.base`` of the plan of this run. It belongs to the run, not to the output, so it is not written.
     """
 
@@ -142,6 +143,7 @@ class SplitRecord:
     models: tuple[dict[str, Any], ...]
     writer: dict[str, Any]
     input: str = field(default="", repr=False)
+    unread: tuple[str, ...] = field(default=(), repr=False)
     base: tuple[int, int] | None = field(default=None, compare=False)
 
     @property
@@ -178,6 +180,8 @@ class SplitRecord:
         """The record as JSON values, without ``base``."""
         values = asdict(self)
         del values["base"]
+        if not self.unread:
+            del values["unread"]
         return values
 
     @classmethod
@@ -195,6 +199,7 @@ class SplitRecord:
         fields["statistics"] = Statistics(**fields["statistics"])
         fields["schema"] = tuple((name, kind) for name, kind in fields["schema"])
         fields["models"] = tuple(fields["models"])
+        fields["unread"] = tuple(fields.get("unread", ()))
         if "base" in fields:
             raise ValueError("not a record of a split")
         record = cls(**fields)
@@ -208,6 +213,7 @@ class SplitRecord:
             is_count(self.splits),
             isinstance(self.reading, str),
             isinstance(self.input, str),
+            all(isinstance(key, str) for key in self.unread),
             all(isinstance(name, str) and isinstance(kind, str) for name, kind in self.schema),
             all(isinstance(model, dict) for model in self.models),
             isinstance(self.writer, dict) and isinstance(self.writer.get("format"), str),

@@ -109,6 +109,7 @@ class SplitWriter:
             models=self._models,
             writer=self._settings.as_dict(),
             input=provenance.schema,
+            unread=provenance.unread,
             base=provenance.base,
         )
         stage_record(self._output, record)

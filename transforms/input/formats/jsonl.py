@@ -17,7 +17,7 @@ line ends                                   ``\n`` or ``\r\n``; a lone ``\r`` is
 an empty key                                a column with an empty name
 nesting                                     a reject where it is too deep for the type of a column
 a value of another type                     a reject; as it is written where ``types`` gives its column as string
-keys that the sample lacked                 not read; a warning once for each file
+keys that the plan has not met              not read; the manifest names them
 ==========================================  ============================================================
 """
 
@@ -41,9 +41,9 @@ from .json_text import as_text, kind_of
 from .lines import BadLine, Block, Diagnosis, parse, read_blocks
 from .strict import Finding, duplicates, has_constants, has_lost_digits, screen, short_name
 
-__all__ = ["diagnoser", "infer", "parser"]
+__all__ = ["SAMPLE_BYTES", "diagnoser", "infer", "is_empty", "open_type", "parser", "settled_type"]
 
-_SAMPLE_BYTES = 1 << 20
+SAMPLE_BYTES = 1 << 20
 _MAX_DEPTH = 100
 _PIECE_LINES = 256
 _PIECE_BYTES = 64 << 10
@@ -54,13 +54,13 @@ _KEY = re.compile(rb'"[ \t]*:')
 
 
 def parser(
-    schema: pa.Schema, unread: Callable[[], None] | None = None, texts: Collection[str] = ()
+    schema: pa.Schema, unread: Callable[[Block], bool] | None = None, texts: Collection[str] = ()
 ) -> Callable[[Block], pa.RecordBatch]:
     """What turns lines into rows of the schema.
 
     Args:
         schema: the columns; keys that it lacks are passed over.
-        unread: called once if there are such keys.
+        unread: called with lines that have such keys, for as long as it gives true.
         texts: string columns that take other values as they are written.
     """
     written = pa.schema([field.with_type(_written(field.type)) for field in schema])
@@ -71,8 +71,8 @@ def parser(
             with suppress(pa.ArrowInvalid):
                 return _read(block, written, "error")
         batch = _read(block, written, "ignore")
-        if waiting:
-            waiting.pop()()
+        if waiting and not waiting[0](block):
+            waiting.pop()
         return batch
 
     def read(block: Block) -> pa.RecordBatch:
@@ -96,13 +96,14 @@ def parser(
 
 
 def infer(
-    stream: Any, text: Sequence[str], max_line_bytes: int, texts: Collection[str] = ()
+    stream: Any, text: Sequence[str], max_line_bytes: int, texts: Collection[str] = (), *, settled: bool = True
 ) -> tuple[list[pa.Field], int]:
     """The fields of the first lines of a file, and the number of objects among them.
 
     Text columns are strings if any of their values is, also where other values come first, and so are those that
     ``texts`` names. Dates stay strings, and so do columns that are always null; a column that is always an empty object
-    is left out, since Parquet cannot hold it.
+    is left out, since Parquet cannot hold it. All that holds if ``settled``; else other lines may have a say yet, so
+    that types keep the nulls and empty objects that they have.
 
     Raises:
         Unreadable: the file is a JSON array, not JSON lines.
@@ -114,7 +115,7 @@ def infer(
     others: dict[str, list[Any]] = {}  # values of text columns without a string
     count = 0
     first = b""
-    for block in read_blocks(stream, 0, _SAMPLE_BYTES, max_line_bytes=max_line_bytes, block_bytes=_SAMPLE_BYTES):
+    for block in read_blocks(stream, 0, SAMPLE_BYTES, max_line_bytes=max_line_bytes, block_bytes=SAMPLE_BYTES):
         if isinstance(block, BadLine):
             continue
         lines = as_text(without_blank(block), texts) if texts else without_blank(block)
@@ -140,7 +141,10 @@ def infer(
     count = max(count, *map(len, others.values())) if others else count
     if not count and first.startswith(b"["):
         raise Unreadable("it is a JSON array, not JSON lines; write one object on each line")
-    kept = [field.with_type(_storable(field.type)) for field in fields.values() if not _is_empty(field.type)]
+    if settled:
+        kept = [field.with_type(settled_type(field.type)) for field in fields.values() if not is_empty(field.type)]
+    else:
+        kept = [field.with_type(open_type(field.type)) for field in fields.values()]
     order = {name: position for position, name in enumerate(present)}
     kept = [field for field in kept if field.name not in text or field.name in present]
     return sorted(kept, key=lambda field: order.get(field.name, len(order))), count
@@ -217,14 +221,14 @@ def _simple(block: Block) -> Block:
 
 def _depths(block: Block) -> Any:
     """(lines,) how deep each line is nested, at most, brackets inside of strings included."""
-    if len(block.data) <= _SAMPLE_BYTES:
+    if len(block.data) <= SAMPLE_BYTES:
         depths = np.cumsum(_STEPS[np.frombuffer(block.data, np.uint8)], dtype=np.int32)
         return np.maximum.reduceat(depths, block.starts) - np.append([0], depths[block.starts[1:] - 1])
     deepest = np.zeros(len(block), np.int64)
     for index in range(len(block)):
         depth = 0
-        for start in range(int(block.starts[index]), int(block.ends[index]), _SAMPLE_BYTES):
-            codes = np.frombuffer(block.data[start : min(start + _SAMPLE_BYTES, int(block.ends[index]))], np.uint8)
+        for start in range(int(block.starts[index]), int(block.ends[index]), SAMPLE_BYTES):
+            codes = np.frombuffer(block.data[start : min(start + SAMPLE_BYTES, int(block.ends[index]))], np.uint8)
             depths = np.cumsum(_STEPS[codes], dtype=np.int32)
             deepest[index] = max(deepest[index], depth + int(depths.max()))
             depth += int(depths[-1])
@@ -273,8 +277,9 @@ def _keys(block: Block, others: dict[str, list[Any]], names: Collection[str] = (
     return keys
 
 
-def _is_empty(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_struct(kind) and all(_is_empty(field.type) for field in kind))
+def is_empty(kind: pa.DataType) -> bool:
+    """Whether a type can hold nothing: that of an object which is always empty."""
+    return bool(pa.types.is_struct(kind) and all(is_empty(field.type) for field in kind))
 
 
 def _written(kind: pa.DataType) -> pa.DataType:
@@ -284,12 +289,23 @@ def _written(kind: pa.DataType) -> pa.DataType:
     return pa.float32() if pa.types.is_float16(kind) else kind
 
 
-def _storable(kind: pa.DataType) -> pa.DataType:
+def open_type(kind: pa.DataType) -> pa.DataType:
+    """The inferred type, with strings for dates; what is always null may yet be anything."""
+    if pa.types.is_temporal(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(open_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(open_type(field.type)) for field in kind])
+    return kind
+
+
+def settled_type(kind: pa.DataType) -> pa.DataType:
     """The inferred type, with strings for dates and for what is always null."""
     if pa.types.is_null(kind) or pa.types.is_temporal(kind):
         return pa.string()
     if pa.types.is_list(kind):
-        return pa.list_(_storable(kind.value_type)) if not _is_empty(kind.value_type) else pa.list_(pa.string())
+        return pa.list_(settled_type(kind.value_type)) if not is_empty(kind.value_type) else pa.list_(pa.string())
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_storable(field.type)) for field in kind if not _is_empty(field.type)])
+        return pa.struct([field.with_type(settled_type(field.type)) for field in kind if not is_empty(field.type)])
     return kind
