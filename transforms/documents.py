@@ -6,6 +6,7 @@ import base64
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 import apache_beam as beam
@@ -17,9 +18,10 @@ from .discretion import discreet
 from .input.planning import plan_splits
 from .input.read_settings import ReadSettings
 from .input.reading import finished_batch, read_split
-from .input.splits import Split
+from .input.splits import Split, with_totals
 from .metrics import LIVE
-from .provenance import Provenance
+from .provenance import MAX_DEATHS, Provenance
+from .watchdog import WATCHDOG
 
 __all__ = ["ReadDocuments"]
 
@@ -128,9 +130,11 @@ class _Plan(beam.DoFn):
     @discreet
     def process(self, element: None) -> Iterator[tuple[Split, bool]]:
         if self._ledger is not None:
-            yield from self._ledger.plan(self._settings)
+            plan = self._ledger.plan(self._settings)
         else:
-            yield from ((split, False) for split in plan_splits(self._settings))
+            plan = [(split, False) for split in plan_splits(self._settings)]
+        splits = with_totals(split for split, _ in plan)
+        yield from zip(splits, (finished for _, finished in plan), strict=True)
 
 
 class _Read(beam.DoFn):
@@ -151,9 +155,11 @@ class _Read(beam.DoFn):
         name = split.id
         attempt = self._ledger.begin(name) if self._ledger is not None else 1
         try:
-            yield from self._emit(split, read_split(split, self._settings), attempt)
+            with WATCHDOG.blaming(partial(_blame, self._ledger, name)):
+                yield from self._emit(split, read_split(split, self._settings), attempt)
         finally:  # also where a later step has failed, which closes this generator; not where the process has died
-            if self._ledger is not None:
+            # One that kills its worker stays known as such: it may have to be done again.
+            if self._ledger is not None and attempt <= MAX_DEATHS:
                 self._ledger.end(name)
         LIVE.add(finished_bytes=split.size)
 
@@ -176,9 +182,16 @@ class _Read(beam.DoFn):
                 yield batch
 
 
+def _blame(ledger: _Ledger | None, split: str) -> None:
+    """Notes that the process ends because of a split: no other cause is possible, so it counts as often as it must."""
+    for _ in range(MAX_DEATHS - 1 if ledger is not None else 0):
+        ledger.begin(split)  # type: ignore[union-attr]
+
+
 def _noted(provenance: Provenance, split: Split, attempt: int) -> Provenance:
     """The provenance with what only the job knows of the split, most of it told but once."""
     if not provenance.last:
         return replace(provenance, attempt=attempt)
     schema = "" if provenance.finished else base64.b64encode(split.schema).decode()
-    return replace(provenance, attempt=attempt, record=split.record, schema=schema, base=split.base)
+    size = split.size if split.rows is None else 0
+    return replace(provenance, attempt=attempt, record=split.record, schema=schema, base=split.base, bytes=size)

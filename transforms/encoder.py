@@ -59,7 +59,8 @@ class Outputs:
 class EngineSettings:
     """Where and how the model runs; None and ``auto`` are settled where the work is done.
 
-    ``model_sha256`` is what its model.safetensors must have, in hexadecimal; None for anything.
+    ``model_sha256`` is what its model.safetensors must have, in hexadecimal; None for anything. ``pinned`` is the dtype
+    that ``auto`` stands for where rows in it are there already; None if the worker may choose.
 
     Raises:
         SettingsError: a value is not allowed.
@@ -70,6 +71,7 @@ class EngineSettings:
     threads: int | None = None
     token_budget: int | None = None
     model_sha256: str | None = None
+    pinned: str | None = None
 
     def __post_init__(self) -> None:
         name, _, index = self.device.partition(":")
@@ -79,11 +81,18 @@ class EngineSettings:
             raise SettingsError(f"`dtype` is {self.dtype!r}; it must be one of {', '.join(_DTYPES)}")
         if self.dtype == "int8" and name == "cuda":
             raise SettingsError(f"`dtype='int8'` is for CPUs, and `device` is {self.device!r}; use another dtype there")
+        if self.pinned is not None and self.pinned not in _DTYPES[1:]:
+            raise SettingsError(f"pinned is {self.pinned!r}; it must be one of {', '.join(_DTYPES[1:])}")
         for setting in ("threads", "token_budget"):
             if getattr(self, setting) is not None:
                 whole_number(setting, getattr(self, setting), 1, 1 << 30)
         if self.model_sha256 is not None:
             check_sha256("model_sha256", self.model_sha256)
+
+    @property
+    def precision(self) -> str:
+        """The dtype to ask for on the worker, ``auto`` if it may choose."""
+        return self.pinned if self.dtype == "auto" and self.pinned else self.dtype
 
 
 class Encoder:
@@ -153,7 +162,7 @@ class Encoder:
                 from .distilbert.engine import Engine
 
                 settings = self._settings
-                compute = choose_compute(settings.device, settings.dtype, settings.threads)
+                compute = choose_compute(settings.device, settings.precision, settings.threads)
                 self._engine = Engine(self.checkpoint, compute, settings.token_budget)
             return self._engine
 

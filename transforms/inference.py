@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -136,7 +136,7 @@ class Featurize(beam.PTransform):
 
         To be called on a worker: the checkpoint is fetched there and its files are hashed, but no weight is loaded.
         """
-        return partial(_identity, self.model, self.engine, self.spec)
+        return _Identity(self.model, self.engine, self.spec)
 
     def with_exception_handling(self) -> Featurize:
         """The same transform with a second output, of the rows that could not be processed.
@@ -204,8 +204,22 @@ class Tokenize(Featurize):
         super().__init__(model, ("input_ids",), **settings)
 
 
-def _identity(model: str, engine: EngineSettings, spec: FeatureSpec) -> dict[str, Any]:
-    return Encoder.shared(model, engine).identity(spec, compute=False)
+@dataclass(frozen=True)
+class _Identity:
+    """What a ledger asks of a stage's model, on a worker."""
+
+    model: str
+    engine: EngineSettings
+    spec: FeatureSpec
+
+    def __call__(self) -> dict[str, Any]:
+        return Encoder.shared(self.model, self.engine).identity(self.spec, compute=False)
+
+    def check_dtype(self, dtype: str) -> None:
+        """Raises SettingsError unless this worker can compute in a dtype."""
+        from .distilbert.compute import choose_compute
+
+        choose_compute(self.engine.device, dtype, self.engine.threads)
 
 
 def _wrong(kind: Any) -> type | None:

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from .encoder import Encoder, Outputs
+from .distilbert.checkpoint import Checkpoint
+from .encoder import Encoder, EngineSettings, Outputs
 from .errors import DistilbeamError
 from .featurization import FeatureSpec
 from .metrics import LIVE
@@ -132,7 +133,8 @@ def _serve(pipes: _Pipes) -> int:
         return 0
     settings = json.loads(request)
     spec = _spec(settings["spec"])
-    encoder = Encoder.load(settings["model"], **settings["engine"])
+    engine = EngineSettings(**settings["engine"])
+    encoder = Encoder(Checkpoint.open(settings["model"], engine.model_sha256), engine)
     probe = encoder.outputs([""], spec)
     for _, error, reason in probe.failed.values():
         raise DistilbeamError(f"the model fails on an empty text ({error}): {reason}")

@@ -13,10 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["REJECT_CHARACTERS", "REJECT_ID_CHARACTERS", "ROW", "Provenance", "Reject", "show_value"]
+__all__ = ["MAX_DEATHS", "REJECT_CHARACTERS", "REJECT_ID_CHARACTERS", "ROW", "Provenance", "Reject", "show_value"]
 
 ROW = "_row"
 """Name of the int64 column with each row's position in its source; never written to the output."""
+
+MAX_DEATHS = 2
+"""So often a split may have died with its process before its rows are suspected and computed in one of their own. Once
+is no sign: workers are preempted and scaled in. Runners that try four times, as Dataflow does, still come to an end."""
 
 REJECT_CHARACTERS = 10_000
 """Characters of a text that a reject holds at most."""
@@ -95,7 +99,7 @@ class Provenance:
         start: first byte or row of the part, as ``Part.start``.
         stop: end of the part, as ``Part.stop``.
         attempt: how often work on the split was begun and not ended, this time included; above 1 an earlier attempt
-            has died with its process (one that failed with an error has ended).
+            has died with its process (one that failed with an error has ended), above ``MAX_DEATHS`` a row may be why.
         split: id of the split, equal for equal input and reading settings.
         ordinal: position of the split in the plan, from 0.
         splits: number of splits in the plan.
@@ -112,6 +116,9 @@ class Provenance:
         record: ``Split.record`` of a finished split.
         schema: ``Split.schema`` in base64, in the last batch of a split alone.
         base: ``Split.base``, in the last batch of a split alone.
+        bytes: ``Split.size``, in the last batch of a split alone, where the rows of the split were not known before.
+        total: ``Split.total``.
+        dtypes: ``Split.dtypes``.
         text: the text columns, joined in this order.
         separator: what joins several text columns.
         id: the id column, if any.
@@ -143,6 +150,9 @@ class Provenance:
     record: str = ""
     schema: str = ""
     base: tuple[int, int] | None = None
+    bytes: int = 0
+    total: tuple[int, int] | None = None
+    dtypes: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     separator: str = " "
     id: str | None = None
@@ -159,9 +169,10 @@ class Provenance:
         if encoded is None:
             return None
         values = json.loads(encoded)
-        for name in ("text", "transient", "unread", "models"):
+        for name in ("text", "transient", "unread", "models", "dtypes"):
             values[name] = tuple(values[name])
-        values["base"] = values["base"] and tuple(values["base"])
+        for name in ("base", "total"):
+            values[name] = values[name] and tuple(values[name])
         values["rejects"] = tuple(Reject(**reject) for reject in values["rejects"])
         return cls(**values)
 

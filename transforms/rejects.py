@@ -60,6 +60,7 @@ def rejects_table(provenance: Provenance) -> pa.Table:
 
 
 _FIRST_ROWS = 990  # times the share of rows that must be good: a thousand at a limit of 1%
+_DENSER = 4  # times as many rows in a byte as so far, at most, are expected of lines that nobody has read yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,21 @@ class RejectLimit:
             return rejects > self.fraction * rows
         return self.count is not None and rejects > self.count
 
-    def hopeless(self, rejects: int, seen: int) -> bool:
-        """Whether a job with so many rejects among the rows seen so far is sure, or as good as sure, to exceed it."""
+    def hopeless(self, rejects: int, seen: int, most: float | None = None) -> bool:
+        """Whether a job with so many rejects among the rows seen so far is sure, or as good as sure, to exceed it.
+
+        Bad rows may come in clusters, so their share so far tells nothing: even if all rows to come are good, there
+        must be too many. Only where each and every row was bad, a thousand of them, no more is waited for.
+
+        Args:
+            rejects: rows set aside so far.
+            seen: rows so far, good and bad.
+            most: rows that the whole job may have; None if nobody knows.
+        """
         if self.fraction is None:
             return self.count is not None and rejects > self.count
+        if most is not None and rejects > self.fraction * Fraction(max(most, seen)):
+            return True
         # Each and every row so far, and of those the more the more may be bad.
         return rejects == seen and seen * (1 - self.fraction) >= _FIRST_ROWS
 
@@ -118,10 +130,16 @@ def parse_max_rejects(value: int | str | None) -> RejectLimit:
 
 
 class RejectWatch:
-    """Counts the rejects that one worker meets, so that a job that cannot succeed ends early."""
+    """Counts the rejects that one worker meets, so that a job that cannot succeed ends early.
+
+    How many rows the whole job has is known of Parquet. Of lines their bytes are known; once this worker has come to
+    the end of a split, all others are taken to have up to four times as many rows in a byte as those it has read.
+    """
 
     def __init__(self, limit: RejectLimit) -> None:
         self._limit = limit
+        self._read: dict[str, dict[int, int]] = {}  # rows of each part of splits that have not ended
+        self._ended: dict[str, tuple[int, int]] = {}  # rows and bytes of splits of lines
         self._splits: dict[str, tuple[int, int]] = {}  # a split that is begun anew is counted anew
         self._rejects = self._seen = 0
         self._causes: dict[str, Counter[tuple[str, str]]] = {}  # of the splits with rejects
@@ -149,7 +167,13 @@ class RejectWatch:
         if new:
             causes_of_split = self._causes.setdefault(provenance.split, Counter())
             causes_of_split.update((reject.stage, reject.error) for reject in provenance.rejects)
-        if new and self._limit.hopeless(self._rejects, self._seen):
+        # As the reader counts them, since a step in between may drop rows.
+        self._read.setdefault(provenance.split, {})[provenance.part] = provenance.seen
+        if provenance.last:
+            read = sum(self._read.pop(provenance.split).values())
+            if provenance.bytes:
+                self._ended[provenance.split] = read, provenance.bytes
+        if new and self._limit.hopeless(self._rejects, self._seen, self._most(provenance.total)):
             causes = sum(self._causes.values(), Counter[tuple[str, str]]()).most_common(3)
             frequent = ", ".join(f"{error} in stage {stage} ({count})" for (stage, error), count in causes)
             raise RejectLimitError(
@@ -158,6 +182,16 @@ class RejectWatch:
                 f"{frequent}, the last in {provenance.source!r}; repair the input, correct the settings, or raise "
                 "`max_rejects` and run again with `if_exists='resume'`, which keeps the finished work"
             )
+
+    def _most(self, total: tuple[int, int] | None) -> float | None:
+        """Rows that the whole job may have; None if that cannot be told yet."""
+        if total is None:
+            return None
+        known, size = total
+        rows, read = (sum(numbers) for numbers in zip(*self._ended.values(), strict=True)) if self._ended else (0, 0)
+        if size > read and not read:
+            return None
+        return known + rows + (max(size - read, 0) * _DENSER * rows / read if read else 0)
 
 
 class _CollectRejects(beam.DoFn):

@@ -22,12 +22,15 @@ STALL_TIMEOUT = 600.0
 
 _log = logging.getLogger(__name__)
 
+_BLAME_SECONDS = 30.0
+
 
 @dataclass(slots=True, eq=False)
 class _Work:
     what: str
     seconds: float
     beat: float
+    blame: Callable[[], None] | None = None
 
 
 class Watchdog:
@@ -38,6 +41,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._works: dict[int, _Work] = {}
+        self._blames: dict[int, Callable[[], None]] = {}
         self._listener: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
         self._looked = 0.0
@@ -54,7 +58,7 @@ class Watchdog:
         thread = threading.get_ident()
         outer = self._works.get(thread)
         if seconds:
-            self._works[thread] = _Work(what, seconds, time.monotonic())
+            self._works[thread] = _Work(what, seconds, time.monotonic(), self._blames.get(thread))
             self._start()
         try:
             yield
@@ -65,10 +69,29 @@ class Watchdog:
             else:
                 self._works.pop(thread, None)
 
+    @contextmanager
+    def blaming(self, blame: Callable[[], None]) -> Iterator[None]:
+        """Have a function called before the process is ended for what this thread does inside the block."""
+        thread = threading.get_ident()
+        outer = self._blames.get(thread)
+        self._blames[thread] = blame
+        try:
+            yield
+        finally:
+            if outer is not None:
+                self._blames[thread] = outer
+            else:
+                self._blames.pop(thread, None)
+
     def inherited(self) -> Callable[[], AbstractContextManager[None]]:
         """What watches another thread that does a part of this one's work, to be entered there."""
         work = self._works.get(threading.get_ident())
-        return nullcontext if work is None else partial(self.watch, work.what, work.seconds)
+        return nullcontext if work is None else partial(self._watch_for, work)
+
+    @contextmanager
+    def _watch_for(self, work: _Work) -> Iterator[None]:
+        with self.blaming(work.blame or _nobody), self.watch(work.what, work.seconds):
+            yield
 
     def beat(self) -> None:
         """This thread goes on to the next piece of its work."""
@@ -131,8 +154,17 @@ class Watchdog:
                 _end(work)
 
 
+def _nobody() -> None:
+    """What is called where nobody is to be told."""
+
+
 def _end(work: _Work) -> None:
     try:
+        if work.blame is not None:
+            # In a thread that may hang too, since it writes to a store.
+            telling = threading.Thread(target=work.blame, daemon=True)
+            telling.start()
+            telling.join(_BLAME_SECONDS)
         _log.critical(
             "no progress for %g seconds in %s; ending the process with code %d, so that the work is tried again, in a "
             "process of its own, which finds the row that hangs: a runner does so by itself, a job on this machine "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -19,7 +19,7 @@ from .encoder import Encoder, EngineSettings
 from .errors import SettingsError
 from .featurization import Failure, FeatureSpec, featurize_with_failures
 from .isolation import IsolatedEncoder
-from .provenance import Provenance
+from .provenance import MAX_DEATHS, Provenance
 from .watchdog import WATCHDOG
 
 __all__ = ["FAILED", "FeaturizeBatches", "FeaturizeRows", "wrong_element"]
@@ -60,8 +60,8 @@ class _Worker(beam.DoFn):
         self._engine = engine
         self._spec = spec
         self._stall_timeout = stall_timeout
-        self._encoder: Encoder | None = None
-        self._isolated: IsolatedEncoder | None = None
+        self._encoders: dict[EngineSettings, Encoder] = {}
+        self._isolated: dict[EngineSettings, IsolatedEncoder] = {}
         self._documents = Metrics.counter("distilbeam", "documents")
         self._tokens = Metrics.counter("distilbeam", "tokens")
         self._truncated = Metrics.counter("distilbeam", "truncated")
@@ -69,37 +69,42 @@ class _Worker(beam.DoFn):
 
     # No property, since Beam looks at every attribute when a pipeline is built, and would load the model there and send
     # it. Not in setup(): a job whose splits are all finished needs no model.
-    def encoder(self) -> Encoder:
-        if self._encoder is None:
-            self._encoder = Encoder.shared(self._model, self._engine)
-        return self._encoder
+    def encoder(self, engine: EngineSettings) -> Encoder:
+        if engine not in self._encoders:
+            self._encoders[engine] = Encoder.shared(self._model, engine)
+        return self._encoders[engine]
 
     def featurize(
         self, batch: pa.RecordBatch, provenance: Provenance | None = None
     ) -> tuple[pa.RecordBatch, dict[int, Failure]]:
         """The batch with its features, and why rows failed, by position.
 
-        It is computed in a process of its own where an earlier attempt at its split has died.
+        It is computed in a process of its own where its split has died twice.
         """
         if provenance is None:
-            encoder: Encoder | IsolatedEncoder = self.encoder()
+            encoder: Encoder | IsolatedEncoder = self.encoder(self._engine)
             what = f"{batch.num_rows} rows"
         else:
-            encoder = self.isolated() if provenance.attempt > 1 else self.encoder()
+            engine = self._engine
+            if dtypes := provenance.dtypes[len(provenance.models) :]:
+                engine = replace(engine, pinned=dtypes[0] or None)
+            # Next to a split that has died twice, as in a bundle that is tried again, once is a sign.
+            suspect = provenance.attempt > (1 if self._isolated else MAX_DEATHS)
+            encoder = self.isolated(engine) if suspect else self.encoder(engine)
             what = f"batch {provenance.sequence} of split {provenance.ordinal} ({provenance.source!r})"
         with WATCHDOG.watch(what, self._stall_timeout):
             return featurize_with_failures(batch, self._spec, encoder)
 
-    def isolated(self) -> IsolatedEncoder:
-        if self._isolated is None:
+    def isolated(self, engine: EngineSettings) -> IsolatedEncoder:
+        if engine not in self._isolated:
             _log.info("work on a split was begun before and did not end; its rows run in a process of their own")
-            self._isolated = IsolatedEncoder.shared(self._model, self._engine, self._spec, self._stall_timeout)
-        return self._isolated
+            self._isolated[engine] = IsolatedEncoder.shared(self._model, engine, self._spec, self._stall_timeout)
+        return self._isolated[engine]
 
     def teardown(self) -> None:
-        if self._isolated is not None:
-            self._isolated.release()
-            self._isolated = None
+        for encoder in self._isolated.values():
+            encoder.release()
+        self._isolated = {}
 
     def _featurized(self, batch: pa.RecordBatch) -> Iterator[Any]:
         """A batch of a PCollection of batches."""

@@ -318,7 +318,7 @@ def test_other_settings_of_the_input_are_not_mixed(
 ) -> None:
     commit(output, plan.write_all(output, SHARDS))
     other = Plan(lines=21, reading="other")
-    with pytest.raises(OutputExistsError, match=r"other settings of the input \(text, keep, nulls"):
+    with pytest.raises(OutputExistsError, match=r"other settings of the input \(`text`, `keep`, `nulls`"):
         resume(output, other)
     with pytest.raises(OutputExistsError, match="other settings of the input"):
         commit(output, other.write_all(output, SHARDS), if_exists="resume")

@@ -16,7 +16,7 @@ from distilbeam.transforms.errors import DistilbeamError
 from distilbeam.transforms.featurization import FeatureSpec
 from distilbeam.transforms.isolated import TEXTS, pack_texts
 from distilbeam.transforms.isolation import IsolatedEncoder
-from distilbeam.transforms.provenance import Provenance
+from distilbeam.transforms.provenance import MAX_DEATHS, Provenance
 from distilbeam.transforms.workers import FeaturizeBatches
 
 MODEL = str(Path(__file__).parents[2] / "examples" / "distilbert-tiny-sst2")
@@ -96,13 +96,32 @@ def test_a_process_with_very_many_open_files(encoder: IsolatedEncoder, truth: En
         encoder.close()
 
 
+def test_a_split_that_has_died_once_costs_nothing_unless_another_has_died_twice() -> None:
+    worker = FeaturizeBatches(MODEL, ENGINE, SPEC, 60.0)
+
+    def isolated(split: str, attempt: int) -> bool:
+        asked: list[str] = []
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("encoder", "isolated"):
+                called = getattr(worker, name)
+                patch.setattr(worker, name, lambda engine, n=name, c=called: asked.append(n) or c(engine))
+            batch = Provenance("f", split, text=("text",), attempt=attempt).attach(pa.record_batch({"text": ["a"]}))
+            worker.featurize(batch, Provenance.of(batch))
+        return asked == ["isolated"]
+
+    assert [isolated("s", attempt) for attempt in (1, 2, 3)] == [False, False, True]
+    # A bundle that has a killing row is tried again with all of its splits, and no runner tries for ever.
+    assert [isolated("t", attempt) for attempt in (1, 2)] == [False, True]
+    worker.teardown()
+
+
 def test_the_child_lives_until_its_last_user_is_torn_down() -> None:
     users = [FeaturizeBatches(MODEL, ENGINE, SPEC, 60.0) for _ in range(2)]
-    batch = Provenance("f", "s", text=("text",), attempt=2).attach(pa.record_batch({"text": ["bad"]}))
+    batch = Provenance("f", "s", text=("text",), attempt=MAX_DEATHS + 1).attach(pa.record_batch({"text": ["bad"]}))
     for user in users:
         assert user.featurize(batch, Provenance.of(batch))[0].num_rows == 1
-    shared = users[0].isolated()
-    assert shared is users[1].isolated()
+    shared = users[0].isolated(ENGINE)
+    assert shared is users[1].isolated(ENGINE)
     child = process_of(shared)
     users[0].teardown()
     users[0].teardown()  # harmless

@@ -166,3 +166,18 @@ def test_nothing_is_watched_after_the_block(fails: bool) -> None:
     except KeyError:
         pass
     assert not watchdog._works
+
+
+def test_who_is_to_blame_is_told_before_the_process_ends() -> None:
+    code = (
+        "done = threading.Event()\n"
+        "def work():\n"
+        "    with w.blaming(lambda: print('split 7', flush=True)), w.watch('outer', 0.3):\n"
+        "        inherited = w.inherited()\n"
+        "    with w.blaming(lambda: print('not I', flush=True)), w.watch('other', 600):\n"
+        "        with inherited(): time.sleep(20)\n"
+        "work()\n"
+    )
+    done = run(code)
+    assert done.returncode == EXIT_CODE, done.stderr
+    assert done.stdout == "split 7\n"

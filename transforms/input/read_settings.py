@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -111,9 +112,14 @@ class ReadSettings:
 
     @property
     def digest(self) -> str:
-        """Equal for settings that make equal batches of equal parts, so that a resumed job mixes no others in."""
+        """Equal for settings that make equal rows of equal parts, so that a resumed job mixes no others in.
+
+        How many rows make a batch changes none, so the defaults stand for any, as they did when they counted.
+        """
         names = ("text", "keep", "nulls", "id", "separator", "batch_rows", "batch_bytes", "max_line_bytes")
-        values = [getattr(self, name) for name in (*names, "rejects_include_text")]
+        bounds = self if "_counts_batches" in vars(self) else ReadSettings
+        holders = (bounds if name.startswith("batch_") else self for name in (*names, "rejects_include_text"))
+        values = [getattr(holder, name) for holder, name in zip(holders, (*names, "rejects_include_text"), strict=True)]
         types = sorted((name, str(kind)) for name, kind in self.types.items())
         # Only where they are set, so that outputs made before there were such settings are still resumed.
         dialect = self.dialect
@@ -146,6 +152,15 @@ class ReadSettings:
                 f"`columns` names the columns of CSV and TSV files without a header, but `format` is {self.format!r}; "
                 "leave `columns` out"
             )
+
+    def as_made_by(self, digest: str) -> ReadSettings:
+        """These settings as they were counted when an output was written, if that has this digest; else as they are.
+
+        Earlier versions counted what bounds a batch too.
+        """
+        former = copy.copy(self)
+        object.__setattr__(former, "_counts_batches", True)
+        return former if former.digest == digest else self
 
 
 def _paths(value: Any) -> tuple[str, ...]:

@@ -336,6 +336,8 @@ def _provenance(split: Split, settings: ReadSettings) -> Provenance:
         id=settings.id,
         transient=settings.transient,
         rejects_include_text=settings.rejects_include_text,
+        total=split.total,
+        dtypes=split.dtypes,
     )
 
 

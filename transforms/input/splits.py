@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 
-__all__ = ["Part", "Split"]
+__all__ = ["Part", "Split", "with_totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,11 @@ class Split:
         record: ``id-fingerprint`` of the record that an output has of the split, if it needs no reading; of the parts
             the first is then enough.
         base: what the plan saw of the output, as ``Base.seen``; None if it was made without one.
+        seen: rows that the record tells of, good and bad; None without a record.
+        total: rows of the whole plan as far as they are known, and bytes of the splits of which they are not; None
+            where neither is known.
+        dtypes: for each stage with a model, the precision that ``auto`` stands for, since the output has rows in it;
+            empty if the worker may choose.
     """
 
     parts: tuple[Part, ...]
@@ -62,6 +68,18 @@ class Split:
     reading: str = ""
     record: str = ""
     base: tuple[int, int] | None = None
+    seen: int | None = None
+    total: tuple[int, int] | None = None
+    dtypes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int | None:
+        """Rows, good and bad, where a record or the footers of Parquet tell them; else None."""
+        if self.record:
+            return self.seen
+        if any(part.format != "parquet" or part.stop is None for part in self.parts):
+            return None
+        return sum((part.stop or 0) - part.start for part in self.parts)
 
     @property
     def id(self) -> str:
@@ -73,3 +91,14 @@ class Split:
             return self.record.partition("-")[0]
         parts = json.dumps([_values(part) for part in self.parts]).encode()
         return hashlib.sha256(b"\0".join((parts, self.reading.encode(), self.schema))).hexdigest()[:32]
+
+
+def with_totals(splits: Iterable[Split]) -> list[Split]:
+    """The splits of a plan, each with how much there is in all, so that a worker can tell a few rejects from many."""
+    splits = list(splits)
+    counts = [split.rows for split in splits]
+    if any(count is None and split.record for count, split in zip(counts, splits, strict=True)):
+        return splits
+    rows = sum(count or 0 for count in counts)
+    size = sum(split.size for count, split in zip(counts, splits, strict=True) if count is None)
+    return [replace(split, total=(rows, size)) for split in splits]

@@ -32,7 +32,18 @@ from .claims import Claim, other_job
 from .cleaning import clean, clean_alone
 from .history import Base, is_superseded, list_entries, load_entry
 from .manifest import Manifest, find_manifest
-from .records import FEATURES, STAGING, FileRecord, SplitRecord, final_record, identity, is_placed, settings_of
+from .records import (
+    FEATURES,
+    STAGING,
+    FileRecord,
+    SplitRecord,
+    agree,
+    final_record,
+    identity,
+    is_placed,
+    settings_of,
+    without_path,
+)
 from .shards import parquet_bytes
 from .staging import OutputState, concurrently, listed, sha256_of
 
@@ -149,10 +160,10 @@ def _is_overtaken(state: OutputState, base: Base, target: Manifest) -> bool:
 
 
 def _refuse_other_model(state: OutputState, manifest: Manifest) -> None:
-    settings = settings_of(manifest.models)
+    settings = [without_path(each) for each in settings_of(manifest.models)]  # its model is compared by hashes below
     state.refuse_other(settings=settings, writer=manifest.writer, reading=manifest.reading)
     before = state.manifest.models if state.manifest else ()
-    if settings_of(before) == settings and identity(before) != identity(manifest.models):
+    if agree(settings_of(before), settings) and identity(before) != identity(manifest.models):
         raise OutputExistsError(
             f"{state.output!r} holds an output of another model: its weights or tokenizer differ; set "
             "`if_exists='overwrite'` to replace it"

@@ -18,7 +18,7 @@ from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage import filesystems
 
 from .manifest import Manifest, check_size
-from .records import FileRecord, canonical, is_count, is_placed, settings_of
+from .records import FileRecord, agree, canonical, is_count, is_placed, settings_of
 
 __all__ = ["HISTORY", "Base", "Entry", "entry_path", "is_superseded", "list_entries", "load_entry", "number_of"]
 
@@ -118,7 +118,7 @@ class Entry:
 
     def intends(self, settings: Sequence[Any], writer: Any, reading: str) -> bool:
         """Whether its output was made with these settings."""
-        return (list(self.settings), self.writer, self.reading) == (list(settings), canonical(writer), reading)
+        return agree(self.settings, settings) and (self.writer, self.reading) == (canonical(writer), reading)
 
     def to_json(self) -> bytes:
         """The entry as JSON."""

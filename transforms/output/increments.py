@@ -143,7 +143,7 @@ def plan_increment(
     _check_fit(settings, columns, looked, schemas)
     digest = settings.digest
     partitions = frozenset(columns.names)
-    splits = [Split((_first(record),), 0, 0, schema, 0, record=record.name) for record in kept]
+    splits = [Split((_first(record),), 0, 0, schema, 0, record=record.name, seen=record.seen) for record in kept]
     for file in looked:
         ranges = again.get(file.info.url)
         pieces = _same_ranges(file, ranges, partitions) if ranges else cut(file, partitions, settings)

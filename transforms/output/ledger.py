@@ -11,7 +11,7 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
-from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError
+from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError, SettingsError
 from distilbeam.transforms.input.planning import numbered, plan_splits
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
@@ -24,12 +24,15 @@ from .manifest import (
     PartRecord,
     SplitRecord,
     Statistics,
+    agree,
     canonical,
     find_manifest,
     fingerprint,
     identity,
     settings_of,
+    without_path,
 )
+from .precision import check_dtypes, found_dtypes
 from .shards import ShardSettings
 from .staging import OutputState, concurrently, difference, stage_record
 
@@ -64,6 +67,11 @@ class Ledger:
     since: str | None = None
     overwrite_changed: bool = False
     models: tuple[Callable[[], Mapping[str, Any]], ...] = ()
+
+    @property
+    def asked(self) -> list[Any]:
+        """The settings that count: the model's name or path does not where its hashes tell which one it is."""
+        return [without_path(each) if self.models else dict(each) for each in self.settings]
 
     def plan(self, settings: ReadSettings) -> list[tuple[Split, bool]]:
         """The splits of the input, each with whether it needs no reading.
@@ -102,22 +110,57 @@ class _Planning:
 
     def __init__(self, ledger: Ledger, reading: ReadSettings | str) -> None:
         self._ledger = ledger
+        self._state = OutputState.read(ledger.output)
+        if isinstance(reading, ReadSettings) and ledger.resume and self._state.manifest:
+            reading = reading.as_made_by(self._state.manifest.reading)
         self._reading = reading
         self._digest = reading if isinstance(reading, str) else reading.digest
-        self._state = OutputState.read(ledger.output)
+        self._anew = False
         self._identities: list[Mapping[str, Any]] | None = None
         self._lock = Lock()
 
     def plan(self) -> list[tuple[Split, bool]]:
         seen = self._state.commit, self._state.newest
-        return [(replace(split, base=seen), bool(split.record)) for split in self._splits()]
+        splits = self._splits()
+        dtypes = self._dtypes(splits)
+        try:
+            check_dtypes(self._ledger.models, dtypes)
+        except SettingsError as error:
+            self._start_anew(
+                OutputExistsError(
+                    f"{self._where} holds rows that were computed in {', '.join(filter(None, dtypes))}, in which this "
+                    f"worker cannot go on ({error}); go on where it can, or set `if_exists='overwrite'` to replace it "
+                    "(`if_changed` where a job recurs)"
+                )
+            )
+            self._anew, dtypes = True, ()
+            splits = self._splits()
+        return [(replace(split, base=seen, dtypes=dtypes), bool(split.record)) for split in splits]
+
+    @property
+    def _where(self) -> str:
+        return repr(self._ledger.output if self._state.manifest or not self._ledger.since else self._ledger.since)
+
+    def _dtypes(self, splits: Sequence[Split]) -> tuple[str, ...]:
+        """The precision of the rows that the output has, for each stage that leaves it to the worker.
+
+        So that no output holds bfloat16 of one day and float32 of the next.
+        """
+        if self._anew or all(split.record for split in splits):
+            return ()
+        made = (self._made if self._ledger.resume else None) or self._earlier
+        records = made.records if made else ()
+        if not made:
+            staged = next(((split.id, split.record) for split in splits if split.record), None)
+            records = tuple(self._find(*staged)) if staged else ()
+        return found_dtypes(self._ledger.settings, records)
 
     def _splits(self) -> list[Split]:
         assert isinstance(self._reading, ReadSettings)
         apart = self._ledger.incremental or self._ledger.since is not None
         # A state that is missing is told even where nothing is kept.
         earlier = self._earlier
-        if not self._ledger.resume and earlier is None:
+        if self._anew or (not self._ledger.resume and earlier is None):
             return plan_splits(self._reading, apart=apart)
         made = self._made if self._ledger.resume else None
         base = made or earlier
@@ -127,7 +170,7 @@ class _Planning:
 
     def resumed(self, splits: Sequence[Split]) -> list[Split]:
         """The splits of a plan that is the same whatever the output has, each with its record if there is one."""
-        made = self._made
+        made = None if self._anew else self._made
         if made is not None and not self._ledger.incremental:
             try:
                 self._state.refuse_other_input([split.id for split in splits])
@@ -204,19 +247,26 @@ class _Planning:
         if not self._find(record.split, record.name):
             stage_record(self._ledger.output, record)
         part = Part(files[0].url, "", files[0].size, files[0].version)
-        return Split((part,), 0, 0, earlier.schema_of_input, 0, self._digest, record.name)
+        return Split((part,), 0, 0, earlier.schema_of_input, 0, self._digest, record.name, seen=0)
 
     def _with_records(self, splits: Sequence[Split]) -> list[Split]:
         """The splits, those that are finished with their record; staged ones made otherwise are forgotten."""
         if not self._ledger.resume:
             return list(splits)
-        names = concurrently(lambda split: split.record or self._finished(split.id), splits)
-        return [replace(split, record=name) for split, name in zip(splits, names, strict=True)]
+        return concurrently(self._with_record, splits)
+
+    def _with_record(self, split: Split) -> Split:
+        if split.record:
+            return split
+        id = split.id
+        if not (name := self._finished(id)):
+            return split
+        return replace(split, record=name, seen=next((each.seen for each in self._find(id, name)), None))
 
     def _finished(self, split: str) -> str:
         """Name of the record of a split that can be used; empty if there is none."""
         ledger, writer = self._ledger, self._ledger.shards.as_dict()
-        self._state.forget_others(split, settings=ledger.settings, writer=writer)
+        self._state.forget_others(split, settings=ledger.asked, writer=writer)
         names = {record.name for record in self._find(split)}
         if names and ledger.models:
             # The committed record may be of a model that has changed, and a staged one of the model as it is.
@@ -229,7 +279,7 @@ class _Planning:
         return next(iter(names), "")
 
     def _find(self, split: str, record: str = "") -> list[SplitRecord]:
-        writer, settings = self._ledger.shards.as_dict(), self._ledger.settings
+        writer, settings = self._ledger.shards.as_dict(), self._ledger.asked
         return self._state.find(split, writer=writer, settings=settings, record=record)
 
     def _start_anew(self, error: OutputExistsError) -> None:
@@ -245,7 +295,7 @@ class _Planning:
         if made is None:
             return None
         try:
-            self._state.refuse_other(settings=ledger.settings, writer=ledger.shards.as_dict(), reading=self._digest)
+            self._state.refuse_other(settings=ledger.asked, writer=ledger.shards.as_dict(), reading=self._digest)
             if self._other_settings(made):
                 return None  # an overwrite with the settings of now was cut off in its commit
             if self._other_model(made):
@@ -272,9 +322,9 @@ class _Planning:
             )
         if self._other_settings(earlier):
             if earlier.reading != self._digest:
-                what = "of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a batch)"
+                what = "of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a line)"
             else:
-                what = f"({difference(earlier, self._ledger.settings, self._ledger.shards.as_dict())})"
+                what = f"({difference(earlier, self._ledger.asked, self._ledger.shards.as_dict())})"
             reason = f"with other settings {what}"
         elif self._other_model(earlier):
             reason = "by another model: its weights or tokenizer differ"
@@ -290,8 +340,9 @@ class _Planning:
 
     def _other_settings(self, manifest: Manifest) -> bool:
         ledger = self._ledger
-        before = settings_of(manifest.models), canonical(manifest.writer), manifest.reading
-        return before != (canonical(list(ledger.settings)), canonical(ledger.shards.as_dict()), self._digest)
+        before = canonical(manifest.writer), manifest.reading
+        same = before == (canonical(ledger.shards.as_dict()), self._digest)
+        return not (same and agree(settings_of(manifest.models), ledger.asked))
 
     def _other_model(self, manifest: Manifest) -> bool:
         """Whether weights, tokenizer or configuration differ, which only a worker can tell."""

@@ -27,6 +27,7 @@ from .records import (
     PartRecord,
     SplitRecord,
     Statistics,
+    agree,
     canonical,
     describe_schema,
     feature_columns,
@@ -36,6 +37,7 @@ from .records import (
     is_count,
     is_placed,
     settings_of,
+    without_path,
 )
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "PartRecord",
     "SplitRecord",
     "Statistics",
+    "agree",
     "canonical",
     "check_size",
     "describe_schema",
@@ -62,6 +65,7 @@ __all__ = [
     "parse_manifest",
     "read_json",
     "settings_of",
+    "without_path",
 ]
 
 MANIFEST = "_distilbeam/manifest.json"

@@ -24,6 +24,7 @@ __all__ = [
     "PartRecord",
     "SplitRecord",
     "Statistics",
+    "agree",
     "canonical",
     "describe_schema",
     "feature_columns",
@@ -33,6 +34,7 @@ __all__ = [
     "is_count",
     "is_placed",
     "settings_of",
+    "without_path",
 ]
 
 STAGING = "_distilbeam/staging"
@@ -254,9 +256,31 @@ def canonical(value: Any) -> Any:
 
 
 def identity(models: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What must agree among all rows of an output: weights, tokenizer, configuration and settings; not the device."""
+    """What must agree among all rows of an output: weights, tokenizer, configuration and settings.
+
+    Not the device, and not the path that the model was given by, since its contents are hashed.
+    """
     keys = ("weights_sha256", "tokenizer_sha256", "settings", "effective")
-    return [canonical({key: model.get(key) for key in keys}) for model in models]
+    found = [canonical({key: model.get(key) for key in keys}) for model in models]
+    return [{**model, "settings": without_path(model["settings"])} for model in found]
+
+
+def without_path(settings: Any) -> Any:
+    """The settings of a stage without the name or path of its model."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: value for name, value in settings.items() if name != "model"}
+
+
+def agree(made: Sequence[Any], asked: Sequence[Any]) -> bool:
+    """Whether the settings of stages are those that are asked for, as they come back from JSON.
+
+    A model's name or path counts only where it is asked for; it is not where hashes tell which model it is.
+    """
+    return len(made) == len(asked) and all(
+        (was if not isinstance(now, Mapping) or "model" in now else without_path(was)) == canonical(now)
+        for was, now in zip(made, asked, strict=True)
+    )
 
 
 def settings_of(models: Iterable[Mapping[str, Any]]) -> list[Any]:

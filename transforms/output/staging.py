@@ -22,12 +22,14 @@ from .manifest import (
     FileRecord,
     Manifest,
     SplitRecord,
+    agree,
     canonical,
     check_size,
     final_record,
     parse_manifest,
     read_json,
     settings_of,
+    without_path,
 )
 from .shards import ShardSettings
 
@@ -219,10 +221,10 @@ class OutputState:
             return
         if _same(made, settings=settings, writer=writer) and made.reading == reading:
             return
-        if self.unfinished and self.unfinished[-1].intends(canonical(settings), writer, reading):
+        if self.unfinished and self.unfinished[-1].intends(settings, writer, reading):
             return  # an overwrite with these settings was cut off in its commit
         if _same(made, settings=settings, writer=writer):
-            what = "settings of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a batch)"
+            what = "settings of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a line)"
         else:
             what = f"settings ({difference(made, settings, writer)})"
         raise OutputExistsError(
@@ -278,7 +280,7 @@ class OutputState:
     def _committed(self) -> dict[str, list[SplitRecord]]:
         made = self.manifest
         newest = self.unfinished[-1] if self.unfinished else None
-        if made is None or (newest and not newest.intends(settings_of(made.models), made.writer, made.reading)):
+        if made is None or (newest and not newest.intends(_unnamed(made), made.writer, made.reading)):
             return {}  # a commit that was cut off was about to replace it
         return _grouped((record.split, record) for record in made.records)
 
@@ -391,8 +393,13 @@ def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
 
 def _same(made: SplitRecord | Manifest, *, settings: Sequence[Any] | None, writer: Mapping[str, Any]) -> bool:
     """Whether something was made with these settings; None stands for any settings of the features."""
-    as_asked = settings is None or settings_of(made.models) == canonical(settings)
+    as_asked = settings is None or agree(settings_of(made.models), settings)
     return as_asked and canonical(made.writer) == canonical(writer)
+
+
+def _unnamed(manifest: Manifest) -> list[Any]:
+    """The settings of each stage; the hashes beside them tell which model it was."""
+    return [without_path(each) for each in settings_of(manifest.models)]
 
 
 def difference(manifest: Manifest, settings: Sequence[Any], writer: Mapping[str, Any]) -> str:
@@ -403,6 +410,7 @@ def difference(manifest: Manifest, settings: Sequence[Any], writer: Mapping[str,
     names_of_both = zip(stages, canonical(settings), strict=True)
     before, after = dict(manifest.writer), dict(writer)
     for was, now in names_of_both:
+        was = was if "model" in (now or {}) else without_path(was)
         changed = [name for name in {*(was or {}), *(now or {})} if (was or {}).get(name) != (now or {}).get(name)]
         before |= {name: (was or {}).get(name) for name in changed}
         after |= {name: (now or {}).get(name) for name in changed}
