@@ -15,6 +15,7 @@ from apache_beam.metrics import Metrics
 
 from . import coders  # noqa: F401 - registers the coder of record batches
 from .discretion import discreet
+from .errors import SettingsError
 from .input.planning import plan_splits
 from .input.read_settings import ReadSettings
 from .input.reading import finished_batch, read_split
@@ -23,7 +24,7 @@ from .metrics import LIVE
 from .provenance import MAX_DEATHS, Provenance
 from .watchdog import WATCHDOG
 
-__all__ = ["ReadDocuments"]
+__all__ = ["ReadDocuments", "give_ledger"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ class ReadDocuments(beam.PTransform):
         csv_escape: character before one that is text, in CSV files that escape; by default none, two quotes are one.
         strict: whether a key of a JSON object that no column takes ends the job.
         limit: rows to read, the first ones of the input, rejects among them; None for all.
-        ledger: what is done already, as ``WriteFeatures.ledger`` gives it; without one all is read.
+        ledger: what is done already, as ``WriteFeatures.ledger`` gives it. ``WriteFeatures`` gives one by itself to the
+            ``ReadDocuments`` before it, as long as each step between them has one input.
 
     Raises:
-        SettingsError: a setting is wrong.
+        SettingsError: a setting is wrong, or it is applied to a PCollection and not to a pipeline.
     """
 
     path: str | Sequence[str]
@@ -113,6 +115,11 @@ class ReadDocuments(beam.PTransform):
         self.settings = ReadSettings(**{field.name: getattr(self, field.name) for field in fields(ReadSettings)})
 
     def expand(self, begin: Any) -> Any:
+        if not isinstance(begin, beam.pvalue.PBegin):
+            raise SettingsError(
+                "ReadDocuments reads the files that it is told when it is made, and takes no PCollection; apply it to "
+                "the pipeline: pipeline | ReadDocuments(path)"
+            )
         return (
             begin
             | "Start" >> beam.Create([None])
@@ -120,6 +127,18 @@ class ReadDocuments(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Read" >> beam.ParDo(_Read(self.settings, self.ledger)).with_output_types(pa.RecordBatch)
         )
+
+
+def give_ledger(reading: Any, ledger: _Ledger) -> _Ledger:
+    """The ledger of ``ReadDocuments`` as it was applied to a pipeline: the given one from now on, if it had none.
+
+    A pipeline is taken down only when it is run, and until then its steps can learn of what comes after them.
+    """
+    for part in reading.parts:
+        step = getattr(part.transform, "fn", None)
+        if isinstance(step, _Plan | _Read):
+            step._ledger = ledger = step._ledger or ledger
+    return ledger
 
 
 class _Plan(beam.DoFn):
@@ -176,10 +195,7 @@ class _Read(beam.DoFn):
                     "their types with `types`, or list the columns to `keep`",
                     provenance.source,
                 )
-            if attempt > 1 or provenance.last:
-                yield _noted(provenance, split, attempt).attach(batch)
-            else:
-                yield batch
+            yield _noted(replace(provenance, rows=batch.num_rows), split, attempt).attach(batch)
 
 
 def _blame(ledger: _Ledger | None, split: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,36 +22,43 @@ from .output.history import Base
 from .output.ledger import Ledger
 from .output.records import SplitRecord
 from .output.shards import ShardSettings
-from .output.split_writer import IN_ORDER, SplitWriter
+from .output.split_writer import ALL_BATCHES, IN_ORDER, SplitWriter
 from .output.staging import OutputState, finished_record
 from .output.writable import set_aside
 from .provenance import Provenance
 from .rejects import RejectLimit, RejectWatch, parse_max_rejects
 from .storage import filesystems
+from .upstream import Upstream, look_upstream
 
 __all__ = ["SplitWriter", "WriteFeatures"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class WriteFeatures(beam.PTransform):
     """Record batches -> one folder of Parquet or JSON Lines; gives one dict that sums it up.
 
+    Steps of your own may stand between ``ReadDocuments`` and this one. They may drop, add and change the rows of a
+    batch, which is counted, as long as they give one batch for each batch, with its schema's metadata.
+
     ``OUT/features/*.parquet`` holds the rows. Nothing else lies there, so that any reader takes the folder, or a glob.
     ``OUT/_rejects/*.parquet`` holds the rows set aside; ``OUT/_distilbeam/manifest.json``, written last, names all
     files. Nothing is visible before every split of the input was written.
 
     The dict has the keys ``output`` and ``manifest`` (paths or URLs), ``commit`` (its number), ``format``; ``rows``,
-    ``rejects``, ``splits``, ``shards``, ``bytes`` (counts); ``tokens``, ``truncated``, ``labels`` (sums over the rows,
-    None without such a feature; of several models, the first that gives it); ``models`` (checkpoint and settings of
-    each, in order) and ``computes`` (each device and dtype met, with its number of splits).
+    ``rejects``, ``dropped`` and ``added`` (rows, by steps of your own), ``splits``, ``shards``, ``bytes`` (counts);
+    ``tokens``, ``truncated``, ``labels`` (sums over the rows, None without such a feature; of several models, the first
+    that gives it); ``models`` (checkpoint and settings of each, in order) and ``computes`` (each device and dtype met,
+    with its number of splits).
 
     Args:
         path: path or URL of the output folder.
         format: ``parquet`` or ``jsonl``.
         if_exists: what to do where the folder holds an output: ``error``, ``overwrite``, or ``resume`` to keep the
-            splits that a cut-off run has finished; for that, give ``ledger(...)`` to ``ReadDocuments``. Settings must
-            be those of that run; the files may have changed since: what is as it was is kept, what is new is done, and
-            what is gone leaves the output.
+            splits that a cut-off run has finished. Settings must be those of that run, and so should be steps of your
+            own, which are not compared. The files may have changed since: what is as it was is kept, what is new is
+            done, and what is gone leaves the output.
         max_rejects: rows that may be set aside: a count, a percentage of the rows read, or None for any number.
         max_shard_bytes: largest file.
         compression: ``auto`` (zstd for Parquet, none for JSON Lines), ``zstd``, ``gzip``, ``none``, and for Parquet
@@ -79,6 +87,7 @@ class WriteFeatures(beam.PTransform):
         self._limit = parse_max_rejects(self.max_rejects)
         self._shards = ShardSettings(self.format, self.compression, self.max_shard_bytes)
         self._output = _absolute(self.path)
+        self._gave_ledger = False
 
     def ledger(
         self,
@@ -118,6 +127,7 @@ class WriteFeatures(beam.PTransform):
                 f"`since` and the output are the same folder, {earlier!r}; set `incremental` to grow it"
             )
         resume = self.if_exists == "resume" or if_changed == "overwrite"
+        self._gave_ledger = True
         return Ledger(
             self._output,
             settings,
@@ -132,12 +142,15 @@ class WriteFeatures(beam.PTransform):
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
         with suppress(InputError):  # the folder may be out of reach from here; the commit looks again
             OutputState.read(self._output).refuse_existing(self.if_exists)
+        upstream = look_upstream(batches)
+        upstream.refuse_filters()
+        self._go_on(upstream)
         base = beam.pvalue.AsSingleton(
             batches.pipeline
             | "Start" >> beam.Create([None])
             | "Begin" >> beam.ParDo(_Begin(self._output, self.if_exists, uuid.uuid4().hex)).with_output_types(Base)
         )
-        writing = beam.ParDo(_WriteSplits(self._output, self._shards, self._limit), base)
+        writing = beam.ParDo(_WriteSplits(self._output, self._shards, self._limit, strict=upstream.is_ours), base)
         return (
             batches
             | "Write splits" >> writing.with_output_types(SplitRecord)
@@ -145,6 +158,40 @@ class WriteFeatures(beam.PTransform):
             | "Collect records" >> beam.CombineGlobally(_Collect())
             | "Commit" >> beam.ParDo(_Commit(self._output, self.if_exists, self._limit), base).with_output_types(dict)
         )
+
+    def _go_on(self, upstream: Upstream) -> None:
+        """Lets the reader ask this output which splits are finished, and note those it begins.
+
+        Raises:
+            SettingsError: the job is to resume, and there is nobody to be told.
+        """
+        resume = self.if_exists == "resume"
+        if upstream.reading is None:
+            if resume and not self._gave_ledger:
+                raise SettingsError(
+                    "if_exists is 'resume', but no ReadDocuments is found before WriteFeatures that could pass over "
+                    "what is finished; give it ReadDocuments(ledger=writing.ledger(settings of each transform with a "
+                    "model)), or set if_exists to 'overwrite' to compute all again"
+                )
+            return
+        stages = upstream.stages
+        # Not by ledger(), which is the user's.
+        upstream.attach(
+            Ledger(
+                self._output,
+                tuple(stage.settings for stage in stages),
+                self._shards,
+                resume=resume,
+                models=tuple(stage.identity for stage in stages),
+            )
+        )
+        if resume and upstream.steps:
+            _log.warning(
+                "splits that are finished in %r are kept as the steps %s have left them; if these have changed since, "
+                "set if_exists to 'overwrite'",
+                self._output,
+                ", ".join(map(repr, upstream.steps)),
+            )
 
 
 class _Begin(beam.DoFn):
@@ -163,10 +210,11 @@ class _Begin(beam.DoFn):
 class _WriteSplits(beam.DoFn):
     """Batches -> one record for each split, in the bundle that brings them."""
 
-    def __init__(self, output: str, shards: ShardSettings, limit: RejectLimit) -> None:
+    def __init__(self, output: str, shards: ShardSettings, limit: RejectLimit, *, strict: bool = False) -> None:
         self._output = output
         self._shards = shards
         self._limit = limit
+        self._strict = strict
         self._rows = Metrics.counter("distilbeam", "rows_written")
         self._rejects = Metrics.counter("distilbeam", "rows_rejected")
         self._files = Metrics.counter("distilbeam", "shards_written")
@@ -199,7 +247,7 @@ class _WriteSplits(beam.DoFn):
         if self._open:
             count = len(self._open)
             self._abort()
-            raise OutputError(f"a bundle ended in the middle of {count} splits; {IN_ORDER}")
+            raise OutputError(f"a bundle ended in the middle of {count} splits; {ALL_BATCHES}, or {IN_ORDER}")
 
     def teardown(self) -> None:
         self._abort()
@@ -213,8 +261,14 @@ class _WriteSplits(beam.DoFn):
         writer = self._open.get(provenance.split)
         if writer is None:
             writer = self._open[provenance.split] = SplitWriter(self._output, provenance.split, self._shards)
+        provenance = provenance.counted(batch.num_rows)
+        if self._strict and (provenance.dropped or provenance.added):
+            raise OutputError(
+                f"batch {provenance.sequence} of split {provenance.ordinal} has lost {provenance.dropped} rows and got "
+                f"{provenance.added} on its way to WriteFeatures, where no step of the user's lies"
+            )
         batch, provenance = set_aside(batch, provenance, self._shards.format)
-        self._watch.add(provenance, batch.num_rows)
+        self._watch.add(provenance, batch.num_rows + provenance.dropped)
         writer.write(batch, provenance)
         if not provenance.last:
             return None

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from .encoder import Encoder
     from .isolation import IsolatedEncoder
 
-__all__ = ["FEATURES", "Failure", "FeatureSpec", "document_texts", "featurize", "featurize_with_failures"]
+__all__ = [
+    "FEATURES",
+    "Failure",
+    "FeatureSpec",
+    "document_texts",
+    "featurize",
+    "featurize_with_failures",
+    "without_rows",
+]
 
 Failure = tuple[str, str, str]
 """Why a row could not be processed: stage, error class, and a reason without any text of the document."""
@@ -164,7 +172,7 @@ def featurize_with_failures(
     """``featurize``, and why rows failed, by their position in the batch as it came."""
     provenance = Provenance.of(batch)
     if provenance is not None and provenance.finished:
-        return batch, {}
+        return without_rows(batch, spec), {}
     taken = [name for name in spec.columns if name in batch.schema.names]
     if taken:
         raise SettingsError(f"the input has a column {taken[0]!r} already; set `prefix` to name the features otherwise")
@@ -179,18 +187,41 @@ def featurize_with_failures(
     source[present[outputs.rows]] = np.arange(len(outputs.rows))
     failed = {int(present[row]): failure for row, failure in sorted(outputs.failed.items())}
     if provenance is not None:
+        provenance = provenance.counted(batch.num_rows)
         if failed:
             rejects = [_reject(batch, row, failure, texts, provenance) for row, failure in failed.items()]
             keep = np.ones(batch.num_rows, dtype=np.bool_)
             keep[list(failed)] = False
             batch, source = batch.filter(pa.array(keep)), source[keep]
             provenance = provenance.reject(*rejects)
+            if provenance.rows is not None:
+                provenance = replace(provenance, rows=provenance.rows - len(failed))
         batch = replace(provenance, models=(*provenance.models, encoder.identity(spec))).attach(batch)
     whole = np.array_equal(source, np.arange(len(outputs.rows)))
     index = None if whole else pa.array(source, mask=source < 0)
     for name, column in zip(spec.columns, outputs.columns, strict=True):
         batch = batch.append_column(name, column if index is None else column.take(index))
     return batch, failed
+
+
+def without_rows(batch: pa.RecordBatch, spec: FeatureSpec) -> pa.RecordBatch:
+    """A batch without rows of a finished split, with the columns that steps of the user's may look for.
+
+    Without a checkpoint nothing is known of labels and dimensions, and no row will be of these types.
+    """
+    kinds = {
+        "embedding": pa.list_(pa.float32(), spec.dimensions or -1),
+        "label": pa.string(),
+        "score": pa.float32(),
+        "scores": pa.struct([]),
+        "input_ids": pa.list_(pa.int32()),
+        "token_count": pa.int32(),
+        "truncated": pa.bool_(),
+    }
+    for name, column in zip(spec.names, spec.columns, strict=True):
+        if column not in batch.schema.names:
+            batch = batch.append_column(column, pa.array([], kinds[name]))
+    return batch
 
 
 def text_source(spec: FeatureSpec, provenance: Provenance | None) -> tuple[tuple[str, ...], str]:

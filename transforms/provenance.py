@@ -127,6 +127,9 @@ class Provenance:
         rejects_include_text: whether rejects are to hold the text, as only the user may ask.
         unread: keys of JSON objects that no column takes, in the last batch of a split alone.
         models: identity of the checkpoint and settings of the features, for each stage with a model, in order.
+        rows: rows that the batch had when the last of our stages let it go; None if none has noted it.
+        dropped: rows of this batch that steps of the user's between our stages have taken out.
+        added: rows of this batch that they have put in.
     """
 
     source: str
@@ -161,6 +164,9 @@ class Provenance:
     rejects_include_text: bool = False
     unread: tuple[str, ...] = ()
     models: tuple[dict[str, Any], ...] = ()
+    rows: int | None = None
+    dropped: int = 0
+    added: int = 0
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> Provenance | None:
@@ -188,6 +194,17 @@ class Provenance:
     def reject(self, *rejects: Reject) -> Provenance:
         """This provenance with more rejects."""
         return replace(self, rejects=self.rejects + rejects)
+
+    def counted(self, rows: int) -> Provenance:
+        """This provenance of a batch that has come with so many rows: what it lacks or has more was the user's doing.
+
+        Each of our stages counts so what it is given, and notes in ``rows`` what it should give on by its own account,
+        so that a row that a stage of ours loses is never taken for one that the user has dropped.
+        """
+        if self.rows is None or rows == self.rows:
+            return self
+        change = rows - self.rows
+        return replace(self, rows=rows, dropped=self.dropped + max(0, -change), added=self.added + max(0, change))
 
     @staticmethod
     def strip(schema: pa.Schema) -> pa.Schema:

@@ -17,7 +17,7 @@ from . import schema_rows
 from .discretion import discreet
 from .encoder import Encoder, EngineSettings
 from .errors import SettingsError
-from .featurization import Failure, FeatureSpec, featurize_with_failures
+from .featurization import Failure, FeatureSpec, featurize_with_failures, without_rows
 from .isolation import IsolatedEncoder
 from .provenance import MAX_DEATHS, Provenance
 from .watchdog import WATCHDOG
@@ -110,7 +110,7 @@ class _Worker(beam.DoFn):
         """A batch of a PCollection of batches."""
         provenance = Provenance.of(batch)
         if provenance is not None and provenance.finished:
-            yield batch
+            yield without_rows(batch, self._spec)  # and without the model
             return
         result, failed = self.featurize(batch, provenance)
         if provenance is None:

@@ -53,10 +53,11 @@ def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
     if unknown:
         raise OutputError(f"splits {_some(unknown)} are not in a plan of {sizes[0]} splits")
     for record in records:
-        if record.seen != record.rows + record.rejects:
+        if record.seen + record.added != record.rows + record.rejects + record.dropped:
             raise OutputError(
                 f"split {record.ordinal} read {record.seen} rows, but {record.rows} were written and {record.rejects} "
-                "set aside; nothing was committed. A step between reading and writing may drop or add rows"
+                f"set aside, and steps in between have dropped {record.dropped} and added {record.added}; nothing was "
+                "committed, since rows are missing or doubled that nothing accounts for"
             )
     written = [record for record in records if record.rows]
     for first, record in _differing(written, lambda record: record.schema):

@@ -110,6 +110,16 @@ class Manifest:
         return sum(record.rejects for record in self.records)
 
     @property
+    def dropped(self) -> int:
+        """Rows that steps of the user's have taken out between reading and writing."""
+        return sum(record.dropped for record in self.records)
+
+    @property
+    def added(self) -> int:
+        """Rows that they have put in."""
+        return sum(record.added for record in self.records)
+
+    @property
     def statistics(self) -> Statistics:
         """Sums over all rows."""
         return sum((record.statistics for record in self.records), Statistics())
@@ -181,6 +191,8 @@ class Manifest:
             "format": self.writer["format"],
             "rows": self.rows,
             "rejects": self.rejects,
+            "dropped": self.dropped,
+            "added": self.added,
             "splits": len(self.records),
             "shards": len(self.shards),
             "bytes": sum(shard.bytes for shard in self.shards),

@@ -129,6 +129,8 @@ class SplitRecord:
         writer: settings of the writer that shape the files.
         input: ``Split.schema`` in base64, so that a later run reads new files into the same columns.
         unread: keys of JSON objects that no column takes.
+        dropped: rows that steps of the user's have taken out on the way.
+        added: rows that they have put in.
         base: ``Split.base`` of the plan of this run. It belongs to the run, not to the output, so it is not written.
     """
 
@@ -146,6 +148,8 @@ class SplitRecord:
     writer: dict[str, Any]
     input: str = field(default="", repr=False)
     unread: tuple[str, ...] = field(default=(), repr=False)
+    dropped: int = 0
+    added: int = 0
     base: tuple[int, int] | None = field(default=None, compare=False)
 
     @property
@@ -179,12 +183,10 @@ class SplitRecord:
         return sum(part.seen for part in self.parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as JSON values, without ``base``."""
+        """The record as JSON values, without ``base``, and without what hardly any record has."""
         values = asdict(self)
         del values["base"]
-        if not self.unread:
-            del values["unread"]
-        return values
+        return {key: value for key, value in values.items() if value or key not in ("unread", "dropped", "added")}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SplitRecord:
@@ -213,6 +215,8 @@ class SplitRecord:
             _SPLIT.fullmatch(self.split) is not None,
             is_count(self.ordinal),
             is_count(self.splits),
+            is_count(self.dropped),
+            is_count(self.added),
             isinstance(self.reading, str),
             isinstance(self.input, str),
             all(isinstance(key, str) for key in self.unread),

@@ -29,13 +29,19 @@ from .records import (
 from .shards import ShardSettings, ShardWriter, model_metadata, parquet_bytes
 from .staging import stage_record
 
-__all__ = ["IN_ORDER", "SplitWriter"]
+__all__ = ["ALL_BATCHES", "IN_ORDER", "SplitWriter"]
 
 IN_ORDER = (
     "batches of a split must arrive in order and in one bundle, so there must be no Reshuffle, GroupByKey or other "
     "step that regroups elements between ReadDocuments and WriteFeatures"
 )
 """What a pipeline must keep to, as the end of a message."""
+
+ALL_BATCHES = (
+    "every batch must arrive, also one without rows, since it tells what was read and rejected: filter the rows of "
+    "batches, as beam.Map(lambda batch: batch.filter(...)) does, and drop no batch"
+)
+"""What a step of the user's must keep to, as the end of a message."""
 
 
 class SplitWriter:
@@ -61,6 +67,7 @@ class SplitWriter:
         self._parts: list[PartRecord] = []
         self._statistics = Statistics()
         self._rejects: list[pa.Table] = []
+        self._dropped = self._added = 0
 
     def write(self, batch: pa.RecordBatch, provenance: Provenance) -> None:
         """Adds the next batch.
@@ -68,12 +75,19 @@ class SplitWriter:
         Raises:
             OutputError: it is not the next one, its columns or model differ from those before, or it cannot be written.
         """
-        if provenance.sequence != self._sequence:
+        if provenance.sequence > self._sequence:
+            raise OutputError(
+                f"batch {provenance.sequence} of split {provenance.ordinal} came where batch {self._sequence} was due; "
+                f"{ALL_BATCHES}, or {IN_ORDER}"
+            )
+        if provenance.sequence < self._sequence:
             raise OutputError(
                 f"batch {provenance.sequence} of split {provenance.ordinal} came where batch {self._sequence} was due; "
                 + IN_ORDER
             )
         self._sequence += 1
+        self._dropped += provenance.dropped
+        self._added += provenance.added
         self._count(provenance)
         unwanted = {ROW, *provenance.transient} & set(batch.schema.names)
         batch = batch.drop_columns(sorted(unwanted)) if unwanted else batch
@@ -110,6 +124,8 @@ class SplitWriter:
             writer=self._settings.as_dict(),
             input=provenance.schema,
             unread=provenance.unread,
+            dropped=self._dropped,
+            added=self._added,
             base=provenance.base,
         )
         stage_record(self._output, record)

@@ -1,0 +1,109 @@
+"""What lies before the writer in the graph of a pipeline: the reader, transforms with a model, steps of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import apache_beam as beam
+
+from .documents import ReadDocuments, give_ledger
+from .errors import SettingsError
+from .output.ledger import Ledger
+from .output.split_writer import ALL_BATCHES
+
+__all__ = ["Stage", "Upstream", "look_upstream"]
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A transform with a model, as ``Featurize`` is one."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+    @property
+    def identity(self) -> Callable[[], Mapping[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What lies before a PCollection, as far as one step has one input.
+
+    Attributes:
+        reading: ``ReadDocuments`` as it was applied; None if the graph does not lead to one.
+        stages: transforms with a model, in order.
+        steps: names of all other steps, in order.
+        filters: names of those that can only drop batches, and do not change them.
+    """
+
+    reading: Any | None
+    stages: tuple[Stage, ...]
+    steps: tuple[str, ...]
+    filters: tuple[str, ...]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether nothing but our own transforms lies between the documents and here."""
+        return self.reading is not None and not self.steps
+
+    def refuse_filters(self) -> None:
+        """Refuse steps that drop whole batches of documents, before anything is computed.
+
+        Raises:
+            SettingsError: there is one.
+        """
+        if self.reading is not None and self.filters:
+            raise SettingsError(
+                f"{self.filters[0]!r} drops batches between ReadDocuments and WriteFeatures; {ALL_BATCHES}"
+            )
+
+    def attach(self, ledger: Ledger) -> Any:
+        """Give the reader a ledger, unless it has one already; gives what it has then.
+
+        Raises:
+            SettingsError: it has one of another output, and one of the two goes on with what is there.
+        """
+        if self.reading is None:
+            return None
+        known = give_ledger(self.reading, ledger)
+        other = getattr(known, "output", ledger.output)
+        if other != ledger.output and (ledger.resume or getattr(known, "resume", False)):
+            raise SettingsError(
+                f"one ReadDocuments gives documents to {other!r} and {ledger.output!r}; splits that are finished in "
+                "one would be missing in the other: read the input once for each, or leave out if_exists 'resume'"
+            )
+        return known
+
+
+def look_upstream(batches: beam.PCollection) -> Upstream:
+    """Follow the graph from a PCollection back to where the documents are read."""
+    stages: list[Stage] = []
+    steps: list[str] = []
+    filters: list[str] = []
+    while (node := batches.producer) is not None:
+        ours = next((each for each in _composites(node) if isinstance(each.transform, ReadDocuments | Stage)), None)
+        if ours is not None and isinstance(ours.transform, ReadDocuments):
+            return Upstream(ours, tuple(stages[::-1]), tuple(steps[::-1]), tuple(filters[::-1]))
+        if ours is not None:
+            stages.append(ours.transform)
+        else:
+            steps.append(node.full_label)
+            if _is_filter(node.transform):
+                filters.append(node.full_label)
+        inputs = (ours or node).inputs
+        if len(inputs) != 1 or not isinstance(inputs[0], beam.PCollection):
+            break
+        (batches,) = inputs
+    return Upstream(None, tuple(stages[::-1]), tuple(steps[::-1]), tuple(filters[::-1]))
+
+
+def _composites(node: Any) -> Iterator[Any]:
+    while node is not None:
+        yield node
+        node = node.parent
+
+
+def _is_filter(transform: Any) -> bool:
+    """Whether this is what ``beam.Filter`` makes, by the name that Beam gives it, whatever the user calls the step."""
+    return isinstance(transform, beam.ParDo) and str(transform.label).startswith("Filter(")
