@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
-from distilbeam.transforms.storage.filesystems import FileInfo, match_all, nothing_matches
+from distilbeam.transforms.storage.filesystems import FileInfo, is_local, match_all, nothing_matches, resolve
 
 from .companions import describe, pass_over
 from .tables import read_tables
 
-__all__ = ["find_files"]
+__all__ = ["covers", "find_files"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,3 +46,21 @@ def find_files(paths: Sequence[str], format: str | None = None) -> list[FileInfo
     if passed:
         _LOG.warning("%s", describe(passed))
     return files
+
+
+def covers(path: str, url: str) -> bool:
+    """Whether a file, which need not be there, is one that a path stands for: in its folder, or matched by its glob.
+
+    >>> covers("/in", "/in/day=1/a.parquet"), covers("/in/*.jsonl", "/in/a.parquet"), covers("/in", "/inbox/a.parquet")
+    (True, False, False)
+    """
+    if is_local(path):
+        path = resolve(path)[1]
+    # A glob may match a folder too, which stands for all below it.
+    pieces = re.split(r"(\*\*/|\*+|\?|\[[^]/]+\])", path.rstrip("/"))
+    translated = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pattern = "".join(
+        (translated.get(piece) or piece.replace("[!", "[^")) if odd else re.escape(piece)
+        for odd, piece in ((number % 2, piece) for number, piece in enumerate(pieces))
+    )
+    return re.fullmatch(f"{pattern}(/.*)?", url) is not None

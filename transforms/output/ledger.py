@@ -12,10 +12,11 @@ from threading import Lock
 from typing import Any
 
 from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError, SettingsError
+from distilbeam.transforms.input.discovery import covers
 from distilbeam.transforms.input.planning import numbered, plan_splits
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
-from distilbeam.transforms.storage.filesystems import FileInfo
+from distilbeam.transforms.storage.filesystems import FileInfo, NoFilesError
 
 from . import attempts
 from .increments import COVERED, Misfit, files_of, holding, is_covered, plan_increment
@@ -201,6 +202,11 @@ class _Planning:
                 lost=lost,
                 covered=files_of(earlier.records) if earlier else {},
             )
+        except NoFilesError as error:
+            raise InputError(
+                f"{error}; {self._ledger.output!r} stays as it is, since an input without any file is more often out "
+                "of sight than empty"
+            ) from None
         except Misfit as error:
             if any(record.seen or is_covered(record.split) for record in base.records):
                 raise InputError(str(error)) from None
@@ -214,14 +220,20 @@ class _Planning:
         return numbered(splits)
 
     def _is_other_input(self, made: Manifest, splits: Sequence[Split]) -> bool:
-        """Whether no file of the output is in the input; if so, and it is not to be replaced, raises."""
+        """Whether the output is that of an input elsewhere; if so, and it is not to be replaced, raises.
+
+        An inbox that others empty may hold other files each time, in the same place.
+        """
+        assert isinstance(self._reading, ReadSettings)
         before = files_of(made.records)
         if not {part.source for split in splits for part in split.parts}.isdisjoint(before):
+            return False
+        if any(covers(path, url) for path in self._reading.path for url in before):
             return False
         self._start_anew(
             OutputExistsError(
                 f"{self._ledger.output!r} holds the output of another input: none of its {len(before)} files is in "
-                "this one; set `if_exists='overwrite'` to replace it, or choose another folder"
+                "this one or lies where it does; set `if_exists='overwrite'` to replace it, or choose another folder"
             )
         )
         return True

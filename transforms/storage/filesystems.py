@@ -30,6 +30,7 @@ from .urls import EXTRAS, check_url, is_local, join, named, split
 __all__ = [
     "FileInfo",
     "Match",
+    "NoFilesError",
     "check_url",
     "create",
     "delete",
@@ -290,9 +291,13 @@ def match_files(pattern: str) -> list[FileInfo]:
     return match.files
 
 
-def nothing_matches(pattern: str) -> InputError:
+class NoFilesError(InputError):
+    """A pattern matches no file."""
+
+
+def nothing_matches(pattern: str) -> NoFilesError:
     """The error for a pattern without files."""
-    return InputError(f"no file matches {pattern!r}; give a file, a glob or a folder that holds data files")
+    return NoFilesError(f"no file matches {pattern!r}; give a file, a glob or a folder that holds data files")
 
 
 def match_all(pattern: str) -> Match:
