@@ -219,7 +219,7 @@ def _runs_here(flags: Sequence[str]) -> bool:
 def _types(pairs: Sequence[str] | None) -> dict[str, str] | None:
     for pair in pairs or ():
         if not all(pair.partition("=")):
-            raise SettingsError(f"--types takes NAME=TYPE, such as stars=int64, not {pair!r}")
+            raise SettingsError(f"--types takes NAME=TYPE, such as stars=int64 or 'tags=list<string>', not {pair!r}")
     return {name: kind for name, _, kind in (pair.partition("=") for pair in pairs)} if pairs else None
 
 

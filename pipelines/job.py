@@ -140,7 +140,7 @@ def run(
         keep: columns to keep; all if None.
         id: column that names a row in the rejects.
         format: ``auto``, ``parquet``, ``jsonl``, ``csv``, ``tsv`` or ``text``.
-        types: types of columns, such as ``{"stars": "int64"}``.
+        types: types of columns as Arrow names them, such as ``{"stars": "int64", "at": "timestamp[us, tz=UTC]"}``.
         separator: what joins several text columns.
         nulls: ``reject`` or ``keep`` rows without a text.
         split_bytes: bytes of text in a split, the unit of work and of retry.

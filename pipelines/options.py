@@ -217,7 +217,12 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         help="format of the files (default auto, by their names)",
     )
     group.add_argument(
-        "--types", nargs="+", action="extend", metavar="NAME=TYPE", help="types of columns, such as stars=int64"
+        "--types",
+        nargs="+",
+        action="extend",
+        metavar="NAME=TYPE",
+        help="types of columns as Arrow names them, such as stars=int64 'at=timestamp[us, tz=UTC]' "
+        "'price=decimal128(10, 2)' 'tags=list<string>' 'place=struct<city: string, height: double>'",
     )
     group.add_argument(
         "--columns",

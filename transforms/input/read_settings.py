@@ -19,6 +19,7 @@ from distilbeam.transforms.storage.filesystems import check_url
 from .column_types import settled_type
 from .formats.base import FORMATS, is_text_type
 from .formats.dialect import Dialect
+from .type_names import TypeNameError, parse_type
 
 __all__ = ["ReadSettings"]
 
@@ -190,9 +191,9 @@ def _type(name: str, kind: str | pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.DataType):
         return settled_type(kind)
     try:
-        return pa.type_for_alias(kind)
-    except (ValueError, TypeError):
+        return settled_type(parse_type(kind))
+    except (TypeNameError, TypeError) as error:
         raise SettingsError(
-            f"`types` gives column {name!r} the type {kind!r}, which Arrow does not know; for example double, int64, "
-            "bool, string, date32, timestamp[us]"
+            f"`types` gives column {name!r} the type {kind!r}, which Arrow does not know: {error}; for example double, "
+            "int64, date32, timestamp[us, tz=UTC], decimal128(10, 2), list<string>, struct<a: int64>"
         ) from None
