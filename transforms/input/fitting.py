@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,9 @@ from distilbeam.transforms.halving import find_failing
 
 from .column_types import holds, mapped, settled_type
 
-__all__ = ["fit", "fitted"]
+__all__ = ["fit", "fitted", "has_infinity", "loses_digits"]
+
+_MOST_DIGITS = 309  # of a double
 
 
 def fit(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
@@ -51,9 +54,9 @@ def fit(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
 def fitted(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """The column in a type that holds its values.
 
-    What Arrow converts without a word though it is not the same any more is converted back and compared: times of day
-    that a date has not, digits that a decimal or a float has not. Only the precision of floats is given up where a
-    smaller float is asked for.
+    What Arrow converts without a word though it is not the same any more is looked at: times of day that a date has
+    not, digits that a decimal or a float has not, numbers beyond the range of a float. Only the precision of floats is
+    given up where a smaller float is asked for.
 
     Raises:
         pyarrow.ArrowInvalid: a value does not fit.
@@ -67,14 +70,56 @@ def fitted(column: pa.Array, kind: pa.DataType) -> pa.Array:
                 after = after.cast(pa.string())  # a float is the decimal as which it is written
             if not after.cast(before.type, safe=False).equals(before):
                 raise pa.ArrowInvalid("a value is another one after the conversion")
-        if pa.types.is_floating(before.type) and pa.types.is_floating(after.type):
-            was, now = (pc.sum(pc.is_inf(array.cast(pa.float64())), min_count=0) for array in (before, after))
-            if was != now:
+        if pa.types.is_floating(after.type) and has_infinity(after):
+            if pa.types.is_floating(before.type):
+                said = pc.is_inf(before.cast(pa.float64()))
+            else:
+                said = pc.match_substring_regex(before.cast(pa.string()), "(?i)^[+-]?inf(inity)?$")
+            if said != pc.is_inf(after.cast(pa.float64())):
                 raise pa.ArrowInvalid("a value is beyond the range of the type")
+        if pa.types.is_string(before.type) and pa.types.is_float64(after.type):
+            long = pc.match_substring_regex(before, r"^[+-]?\d{16,}$")
+            if any(loses_digits(digits.lstrip("+")) for digits in before.filter(long).to_pylist()):
+                raise pa.ArrowInvalid("an integer has more digits than a double")
     return result
 
 
+def has_infinity(column: pa.Array) -> bool:
+    """Whether a float in a column, nested ones too, is infinite.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> has_infinity(pa.array([[1.0], [float("inf")]]))
+        True
+    """
+    return any(
+        bool(pc.any(pc.is_inf(leaf.cast(pa.float64())), min_count=0).as_py())
+        for leaf, _ in _leaves(column, column)
+        if pa.types.is_floating(leaf.type)
+    )
+
+
+def loses_digits(digits: str) -> bool:
+    """Whether an integer is neither what a double holds nor how that double is written in short.
+
+    Example:
+        >>> loses_digits("9007199254740993"), loses_digits("10000000000000000000000")
+        (True, False)
+    """
+    if len(digits.lstrip("-")) > _MOST_DIGITS:
+        return True
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        return True
+    return int(digits) != int(value) and Decimal(digits) != Decimal(repr(value))
+
+
 def _converted(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_string(column.type) and pa.types.is_time(kind):  # which Arrow only reads behind a date
+        moments = pc.binary_join_element_wise("1970-01-01T", column, "")
+        return moments.cast(pa.timestamp(kind.unit)).cast(kind)
+    if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(column.type):
+        return fitted(column, kind.value_type).dictionary_encode().cast(kind)
     if holds(column.type, pa.types.is_decimal) and holds(kind, pa.types.is_floating):
         # Arrow's own conversion makes 3.3000000000000003 of 3.30.
         column = column.cast(mapped(column.type, lambda inner: pa.string() if pa.types.is_decimal(inner) else inner))

@@ -21,6 +21,7 @@ from distilbeam.transforms.storage.filesystems import FileInfo, is_local
 
 from .column_types import can_cast, settled_type
 from .discovery import find_files
+from .fitting import fitted
 from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, detect, reading, unify
 from .formats.compression import open_stream
@@ -33,6 +34,7 @@ from .tables import TableFile, plain_schema, unmapped_column
 from .text_columns import check_text
 
 __all__ = [
+    "UNTYPED",
     "InputFile",
     "cut",
     "find_misfit",
@@ -47,7 +49,9 @@ __all__ = [
 _THREADS = 16
 _SAMPLED_FILES = 16
 _MAX_PARTS = 1024
-_UNTYPED = ("jsonl", "csv", "tsv", "text")
+UNTYPED = ("jsonl", "csv", "tsv", "text")
+"""Formats whose files tell no types, so that values are read as whatever is asked for."""
+
 _COMPRESSION_RATIO = 4  # a guess, for the size of a split only
 
 
@@ -301,7 +305,7 @@ def _check_types(formats: Collection[str], types: Mapping[str, pa.DataType]) -> 
                 if format == "jsonl":
                     jsonl.parser(schema)(empty)
                 else:
-                    pa.array([], pa.string()).cast(kind)
+                    fitted(pa.array([], pa.string()), kind)
             except pa.ArrowException:
                 raise InputError(
                     f"column {name!r} cannot be read as {kind} from {format} files; change `types`"
@@ -315,7 +319,7 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
         return pa.field(name, pa.string())
     if name in settings.types:
         for kind, url in types.items():
-            is_guess = detect(url, settings.format)[0] in _UNTYPED  # its values are still to be read as the type
+            is_guess = detect(url, settings.format)[0] in UNTYPED  # its values are still to be read as the type
             if not is_guess and not can_cast(kind, settings.types[name]):
                 raise InputError(
                     f"column {name!r} of {url!r} is {kind}, which cannot be read as {settings.types[name]}; give it "

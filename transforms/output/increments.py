@@ -12,7 +12,7 @@ from distilbeam.transforms.input.formats import jsonl
 from distilbeam.transforms.input.formats.base import detect, is_text_type, reading, unify
 from distilbeam.transforms.input.formats.compression import open_stream
 from distilbeam.transforms.input.formats.lines import BadLine, parse, read_blocks
-from distilbeam.transforms.input.planning import InputFile, cut, find_misfit, list_inputs, look, wanted
+from distilbeam.transforms.input.planning import UNTYPED, InputFile, cut, find_misfit, list_inputs, look, wanted
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
 from distilbeam.transforms.storage.filesystems import FileInfo
@@ -228,10 +228,10 @@ def _fits(settings: ReadSettings, url: str, column: pa.Field, found: pa.Field) -
     if column.name in settings.text:
         return is_text_type(found.type) or pa.types.is_null(found.type) or column.name in settings.types
     format, compression = detect(url, settings.format)
-    if format != "jsonl":
-        return (can_cast if column.name in settings.types else reads_as)(found.type, column.type)
     if column.name in settings.types:
-        return True
+        return format in UNTYPED or can_cast(found.type, column.type)
+    if format != "jsonl":
+        return reads_as(found.type, column.type)
     try:
         return bool(unify([column, found]).type == column.type)
     except pa.ArrowException:

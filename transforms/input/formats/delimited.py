@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.input.fitting import fitted
 
 from .base import MAX_COLUMNS, Unreadable
 from .dialect import Dialect
@@ -337,7 +338,7 @@ def _typed(columns: list[pa.Array], fields: list[pa.Field], count: int) -> pa.Re
     typed = [
         column
         if field.type == pa.string()
-        else pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column).cast(field.type)
+        else fitted(pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column), field.type)
         for column, field in zip(columns, fields, strict=True)
     ]
     if not typed:

@@ -34,6 +34,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
+from distilbeam.transforms.input.column_types import holds, mapped
+from distilbeam.transforms.input.fitting import fitted, has_infinity
 from distilbeam.transforms.provenance import show_value
 
 from .base import MAX_COLUMNS, Unreadable, unify
@@ -64,6 +66,7 @@ def parser(
         texts: string columns that take other values as they are written.
     """
     written = pa.schema([field.with_type(_written(field.type)) for field in schema])
+    narrow = any(holds(field.type, pa.types.is_float32) for field in written)
     waiting = [unread] if unread else []
 
     def parsed(block: Block) -> pa.RecordBatch:
@@ -86,10 +89,12 @@ def parser(
             raise pa.ArrowInvalid("NaN or Infinity")
         if has_lost_digits(block, batch):
             raise pa.ArrowInvalid("an integer too long for a double")
+        if narrow and any(map(has_infinity, batch.columns)):
+            raise pa.ArrowInvalid("a number beyond the range of its type")  # of which Arrow makes infinity
         if written == schema:
             return batch
         return pa.RecordBatch.from_arrays(
-            [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)], schema=schema
+            [fitted(column, field.type) for column, field in zip(batch.columns, schema, strict=True)], schema=schema
         )
 
     return read
@@ -284,8 +289,18 @@ def is_empty(kind: pa.DataType) -> bool:
 
 def _written(kind: pa.DataType) -> pa.DataType:
     """The type in which Arrow can read what JSON has for this type."""
-    if pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_dictionary(kind):
+    return mapped(kind, _written_plain)
+
+
+def _written_plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_date(kind) or pa.types.is_time(kind):
         return pa.string()
+    if pa.types.is_timestamp(kind) and kind.tz not in (None, "UTC"):
+        return pa.string()  # Arrow's JSON takes a clock time for one in UTC, whatever zone the column has
+    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field)
     return pa.float32() if pa.types.is_float16(kind) else kind
 
 

@@ -8,15 +8,16 @@ that give cause.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from distilbeam.transforms.input.fitting import loses_digits
 from distilbeam.transforms.provenance import show_value
 
 from .lines import Block
@@ -53,7 +54,7 @@ def has_lost_digits(block: Block, batch: pa.RecordBatch) -> bool:
         return False
     for index in _lines(block, _LONG):
         for digits in _INTEGER.findall(_STRING.sub(b"", block.line(index))):
-            if float(digits) in values and _loses(digits.decode()):
+            if float(digits) in values and loses_digits(digits.decode()):
                 return True
     return False
 
@@ -95,10 +96,13 @@ def screen(
             given = values.get(name)
             if given is None:
                 continue
+            if isinstance(given, float) and math.isinf(given):  # the word for it was looked for above
+                return ("TypeError", f"a number in column {name!r} is beyond the range of a double", known), None
             # In Python a boolean is an integer, too.
             if expected and not (isinstance(given, expected) and (expected is bool) is isinstance(given, bool)):
                 return ("TypeError", f"the value of column {name!r} is not of type {short_name(kind)}", known), None
-            if pa.types.is_float64(kind) and isinstance(given, int) and abs(given) > _EXACT and _loses(str(given)):
+            is_long = pa.types.is_float64(kind) and isinstance(given, int) and abs(given) > _EXACT
+            if is_long and loses_digits(str(given)):
                 reason = (
                     f"an integer in column {name!r} has more digits than a double holds; write it as a string, or "
                     "leave the column out"
@@ -148,16 +152,6 @@ def _large(column: pa.Array) -> list[float]:
         inner = column.flatten()
         return [value for part in (inner if pa.types.is_struct(kind) else [inner]) for value in _large(part)]
     return []
-
-
-def _loses(digits: str) -> bool:
-    """Whether an integer is neither what a double holds nor how that double is written in short."""
-    if len(digits.lstrip("-")) > _MOST_DIGITS:
-        return True
-    value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        return True
-    return int(digits) != int(value) and Decimal(digits) != Decimal(repr(value))
 
 
 def _integer(digits: str) -> int:
