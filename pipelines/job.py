@@ -124,6 +124,7 @@ def run(
     max_rejects: int | str | None = "1%",
     rejects_include_text: bool = False,
     strict: bool = False,
+    limit: int | None = None,
     output_format: str = "parquet",
     compression: str = "auto",
     max_shard_bytes: int | None = None,
@@ -164,6 +165,7 @@ def run(
         max_rejects: rows that may be set aside, a count, a share such as ``1%``, or None for any number.
         rejects_include_text: whether rejects hold the text.
         strict: whether a key of a JSON object that no column takes ends the job; else the summary names it.
+        limit: rows to read, the first ones of the input, for a try; such an output is not gone on from without it.
         output_format: ``parquet`` or ``jsonl``.
         compression: of the files written: ``auto``, ``zstd``, ``gzip``, ``none``; for Parquet also ``snappy``, ``lz4``.
         max_shard_bytes: largest file that is written.
@@ -183,6 +185,8 @@ def run(
     if local:
         check_spec(Checkpoint.open(transform.model, transform.engine.model_sha256), transform.spec)
     recurring = incremental or since is not None
+    if recurring and limit is not None:
+        raise SettingsError("`limit` reads the first rows alone; leave it out, or `incremental` and `since`")
     writing = WriteFeatures(
         output,
         format=output_format,
@@ -210,6 +214,7 @@ def run(
         nulls=nulls,
         rejects_include_text=rejects_include_text,
         strict=strict,
+        limit=limit,
         bad_files=bad_files,
         columns=columns,
         csv_delimiter=csv_delimiter,

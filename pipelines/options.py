@@ -249,6 +249,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="damaged files: end the job, or set aside what cannot be read as a reject (default fail)",
     )
+    group.add_argument("--limit", type=_count, metavar="N", help="read the first N rows alone, for a try")
     group.add_argument(
         "--strict", action="store_true", help="end the job at a key of a JSON object that is no column of the output"
     )

@@ -16,7 +16,7 @@ from apache_beam.metrics import Metrics
 from . import coders  # noqa: F401 - registers the coder of record batches
 from .discretion import discreet
 from .errors import SettingsError
-from .input.planning import plan_splits
+from .input.limits import plan_splits
 from .input.read_settings import ReadSettings
 from .input.reading import finished_batch, read_split
 from .input.splits import Split, with_totals

@@ -16,7 +16,7 @@ def test_id_is_the_same_everywhere() -> None:
 
 
 def test_id_changes_with_every_property_of_a_part_and_with_the_schema() -> None:
-    other = Part("b.jsonl", "text", 101, "v2", "gzip", 1, 50, (("lang", "en"),))
+    other = Part("b.jsonl", "text", 101, "v2", "gzip", 1, 50, (("lang", "en"),), 7)
     changed = [replace(SPLIT, parts=(replace(PART, **{f.name: getattr(other, f.name)}),)) for f in fields(Part)]
     changed += [replace(SPLIT, schema=b"other"), replace(SPLIT, parts=(PART, PART))]
     assert len({SPLIT.id, *(split.id for split in changed)}) == len(changed) + 1

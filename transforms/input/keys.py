@@ -65,7 +65,7 @@ def complete(settings: ReadSettings, files: Sequence[_File], samples: Sequence[F
     asked = settings.asked
     given = {*settings.types, *settings.text}
     if asked is None or not given.issuperset(asked) or not known.keys() >= set(settings.text):
-        tasks = list(_ranges(files))
+        tasks = list(_ranges(files, settings.limit))
         look = partial(_survey, settings, files, known)
         with ThreadPoolExecutor(_THREADS) as threads:
             for task, fields in zip(tasks, threads.map(look, tasks), strict=True):
@@ -101,7 +101,7 @@ def _survey(
     return []
 
 
-def _ranges(files: Sequence[_File]) -> Iterator[tuple[int, int, int | None]]:
+def _ranges(files: Sequence[_File], limit: int | None) -> Iterator[tuple[int, int, int | None]]:
     """Position, start and stop of what is to be looked at."""
     positions = [n for n, file in enumerate(files) if file.format == "jsonl" and not file.bad]
     count = min(len(positions), _MAX_FILES)
@@ -115,8 +115,9 @@ def _ranges(files: Sequence[_File]) -> Iterator[tuple[int, int, int | None]]:
             if end or share == 1:
                 yield n, 0, None if share == 1 else end
             continue
-        for start in range(SAMPLE_BYTES if file.sampled else 0, end, _RANGE_BYTES):
-            yield n, start, min(start + _RANGE_BYTES, end)
+        step = _RANGE_BYTES if limit is None else max(end, 1)
+        for start in range(SAMPLE_BYTES if file.sampled else 0, end, step):
+            yield n, start, min(start + step, end)
 
 
 def _bytes(file: _File) -> int:

@@ -96,17 +96,18 @@ def list_inputs(settings: ReadSettings) -> list[FileInfo]:
     return sorted(files.values(), key=lambda info: info.url)
 
 
-def plan_splits(settings: ReadSettings, *, apart: bool = False) -> list[Split]:
+def plan_splits(settings: ReadSettings, *, apart: bool = False, infos: list[FileInfo] | None = None) -> list[Split]:
     """All splits of the input, in order: each about ``split_bytes`` of the columns to read.
 
     Args:
         settings: what to read and how.
         apart: whether no split is to hold parts of two files, so that a changed file concerns no other.
+        infos: the files, where not all of the input are planned.
 
     Raises:
         InputError: nothing matches, a file cannot be read, a column is missing or is no text, or the files disagree.
     """
-    files, schemas = look(settings, list_inputs(settings))
+    files, schemas = look(settings, list_inputs(settings) if infos is None else infos)
     schema = _unified(settings, files, schemas)
     encoded = schema.serialize().to_pybytes()
     reading = settings.digest

@@ -24,6 +24,7 @@ class Part:
         start: first byte of a line file, or first row of a Parquet file.
         stop: end of that range; None for the whole file. A line belongs to the part in which it starts.
         partitions: hive partition values from the path, as (name, value) pairs.
+        limit: rows to read of it, good and bad, where not its end tells where to stop; None for all.
     """
 
     source: str
@@ -34,9 +35,16 @@ class Part:
     start: int = 0
     stop: int | None = None
     partitions: tuple[tuple[str, str], ...] = ()
+    limit: int | None = None
 
 
-_values = attrgetter(*(field.name for field in fields(Part)))
+_values = attrgetter(*(field.name for field in fields(Part) if field.name != "limit"))
+
+
+def _identity(part: Part) -> tuple[object, ...]:
+    """What tells a part from others; without a limit it is that of versions that knew none."""
+    values: tuple[object, ...] = _values(part)
+    return values if part.limit is None else (*values, part.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ class Split:
         """
         if self.record:
             return self.record.partition("-")[0]
-        parts = json.dumps([_values(part) for part in self.parts]).encode()
+        parts = json.dumps([_identity(part) for part in self.parts]).encode()
         return hashlib.sha256(b"\0".join((parts, self.reading.encode(), self.schema))).hexdigest()[:32]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError, SettingsError
 from distilbeam.transforms.input.discovery import covers
-from distilbeam.transforms.input.planning import numbered, plan_splits
+from distilbeam.transforms.input.limits import plan_splits
+from distilbeam.transforms.input.planning import numbered
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
 from distilbeam.transforms.storage.filesystems import FileInfo, NoFilesError
@@ -81,7 +82,13 @@ class Ledger:
             InputError: as ``plan_splits``; also for ``since`` without an output, and for new files whose columns do not
                 fit into those of the output.
             OutputExistsError: the output, or that of ``since``, was made by another model or with other settings.
+            SettingsError: a limit of rows together with ``incremental`` or ``since``.
         """
+        if settings.limit is not None and (self.incremental or self.since is not None):
+            raise SettingsError(
+                "`limit` reads the first rows alone, which is no state to go on from; leave it out, or `incremental` "
+                "and `since`"
+            )
         return _Planning(self, settings).plan()
 
     def finished(self, splits: Sequence[Split]) -> Collection[str]:

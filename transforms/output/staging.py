@@ -224,7 +224,10 @@ class OutputState:
         if self.unfinished and self.unfinished[-1].intends(settings, writer, reading):
             return  # an overwrite with these settings was cut off in its commit
         if _same(made, settings=settings, writer=writer):
-            what = "settings of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a line)"
+            what = (
+                "settings of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, `limit`, or what bounds a "
+                "line)"
+            )
         else:
             what = f"settings ({difference(made, settings, writer)})"
         raise OutputExistsError(

@@ -32,6 +32,11 @@ def check_url(url: str | os.PathLike[str]) -> str:
     url = os.fspath(url)
     if not isinstance(url, str) or not url:
         raise SettingsError(f"a path or URL must be a non-empty text, not {url!r}")
+    if url == "-":
+        raise SettingsError(
+            "'-' stands for standard input or output elsewhere, which distilbeam neither reads nor writes; give a file "
+            "or folder, './-' for one of that name"
+        )
     if "\0" in url:
         raise SettingsError(f"the path {url!r} holds a NUL character")
     if "::" in url:
