@@ -110,12 +110,12 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
 
 
 def _start_decoder(inputs: Sequence[str], format: str) -> None:
-    """Starts the decoder of Parquet where names tell that it is needed; Beam takes longer than it to import."""
-    from distilbeam.transforms.input.formats.base import detect
+    """Starts the decoder of typed files where names tell that it is needed; Beam takes longer than it to import."""
+    from distilbeam.transforms.input.formats.kinds import CONTAINERS, detect
 
     for url in inputs:
         with suppress(InputError):
-            if detect(url, None if format == "auto" else format)[0] == "parquet":
+            if detect(url, None if format == "auto" else format)[0] in CONTAINERS:
                 from distilbeam.transforms.input.sandbox import warm
 
                 warm()

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow.json import ParseOptions, ReadOptions, open_json
 
 from distilbeam.transforms.errors import InputError, OutputError, SettingsError
-from distilbeam.transforms.input.formats.base import detect
+from distilbeam.transforms.input.formats.kinds import detect
 from distilbeam.transforms.output.history import Entry, list_entries, load_entry
 from distilbeam.transforms.output.increments import files_of, is_covered
 from distilbeam.transforms.output.manifest import MANIFEST, STAGING, Manifest, feature_columns, find_manifest

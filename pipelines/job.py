@@ -140,7 +140,7 @@ def run(
         text: columns with the text, joined by ``separator``.
         keep: columns to keep; all if None.
         id: column that names a row in the rejects.
-        format: ``auto``, ``parquet``, ``jsonl``, ``csv``, ``tsv`` or ``text``.
+        format: ``auto``, ``parquet``, ``jsonl``, ``csv``, ``tsv``, ``text``, ``arrow`` or ``avro``.
         types: types of columns as Arrow names them, such as ``{"stars": "int64", "at": "timestamp[us, tz=UTC]"}``.
         separator: what joins several text columns.
         nulls: ``reject`` or ``keep`` rows without a text.
@@ -148,7 +148,8 @@ def run(
         batch_rows: rows of a record batch, which are sorted together.
         batch_bytes: bytes of a record batch, at most.
         max_line_bytes: a longer line is rejected.
-        decode_bytes: memory that decoding a Parquet file may take, besides four times a row group in the file.
+        decode_bytes: memory that decoding a Parquet, Arrow or Avro file may take, besides four times a row group or
+            batch in the file, and that the window of a compressed file may.
         columns: names of the columns of CSV and TSV files without a header, such as ``"id,text"``.
         csv_delimiter: character between the fields of CSV files.
         csv_quote: character around fields of CSV files; empty if quotes are text.

@@ -212,9 +212,9 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--id", metavar="COLUMN", help="column that names a row in the rejects")
     group.add_argument(
         "--format",
-        choices=("auto", "parquet", "jsonl", "csv", "tsv", "text"),
+        choices=("auto", "parquet", "jsonl", "csv", "tsv", "text", "arrow", "avro"),
         default="auto",
-        help="format of the files (default auto, by their names)",
+        help="format of the files (default auto, by their names, else by their first bytes)",
     )
     group.add_argument(
         "--types",
@@ -254,7 +254,10 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="end the job at a key of a JSON object that is no column of the output"
     )
     group.add_argument(
-        "--decode-bytes", type=_count, metavar="N", help="memory for decoding a Parquet file (default 536870912)"
+        "--decode-bytes",
+        type=_count,
+        metavar="N",
+        help="memory for decoding a Parquet, Arrow or Avro file, or for a window of zstd (default 536870912)",
     )
     group.add_argument(
         "--split-bytes", type=_count, metavar="N", help="bytes of text in a split, the unit of retry (default 8388608)"

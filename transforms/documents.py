@@ -41,19 +41,20 @@ class _Ledger(Protocol):
 class ReadDocuments(beam.PTransform):
     """Reads documents from files as ``pyarrow.RecordBatch`` of bounded rows and bytes.
 
-    Parquet, JSON lines, CSV, TSV (without quoting) and plain text (a document on each line); the line formats also
-    with .gz or .zst. The list of files is made when the job runs. Every batch has the same columns: those of the
-    files, those of hive partitions in the path (``key=value`` folders; they fill a column of this name where a file has
-    none, and must not say otherwise where it has), and ``_row``. Rows that cannot be read are listed in the batch's
-    ``Provenance``. A batch never holds rows of two files, so a model passes over many files of one document each row
-    by row: join such files before.
+    Parquet, Arrow IPC, Avro, JSON lines, CSV, TSV (without quoting) and plain text (a document on each line); those of
+    lines also with .gz, .zst, .bz2 or .xz. The list of files is made when the job runs. Every batch has the same
+    columns: those of the files, those of hive partitions in the path (``key=value`` folders; they fill a column of this
+    name where a file has none, and must not say otherwise where it has), and ``_row``. Rows that cannot be read are
+    listed in the batch's ``Provenance``. A batch never holds rows of two files, so a model passes over many files of
+    one document each row by row: join such files before.
 
     Args:
         path: file, glob or folder, or several, on any store that fsspec knows. Below a folder, names that begin with
             ``_`` or ``.`` are left out.
         text: the text column, or several that a model will join.
         keep: the columns to keep; None for all. Text columns not among them are read for the model only.
-        format: ``parquet``, ``jsonl``, ``csv``, ``tsv`` or ``text``; by default the file name tells.
+        format: ``parquet``, ``jsonl``, ``csv``, ``tsv``, ``text``, ``arrow`` (IPC files and streams, Feather) or
+            ``avro``; by default the file name tells, or else the first bytes.
         nulls: what becomes of a row without text: ``reject`` or ``keep``.
         id: a column that names rows in rejects.
         separator: what joins several text columns.
@@ -65,8 +66,9 @@ class ReadDocuments(beam.PTransform):
         batch_rows: rows in a batch, at most.
         batch_bytes: bytes in a batch, at most, unless a single row has more.
         max_line_bytes: a longer line is a reject.
-        decode_bytes: memory that decoding a Parquet file may take, besides four times what the columns of a row group
-            take in the file; what needs more is a bad file.
+        decode_bytes: memory that decoding a Parquet, Arrow or Avro file may take, besides four times what the columns
+            of a row group or batch take in the file, and that the window of a compressed file may; what needs more is a
+            bad file.
         bad_files: what becomes of a file that is damaged, wholly or from some row on: ``fail`` ends the job, ``reject``
             sets aside what cannot be read: each row where a Parquet footer tells their number, else one reject for each
             part of the file, however many rows it may have held.

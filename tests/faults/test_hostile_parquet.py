@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distilbeam.transforms.input import reading
-from distilbeam.transforms.input.decoding import _pieces
+from distilbeam.transforms.input.decoding import pieces as _pieces
 from distilbeam.transforms.input.planning import plan_splits
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.reading import read_split

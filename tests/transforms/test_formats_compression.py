@@ -15,8 +15,9 @@ import pytest
 import zstandard
 
 from distilbeam.transforms.errors import InputError
-from distilbeam.transforms.input.formats.base import Unreadable, detect, reading
+from distilbeam.transforms.input.formats.base import Unreadable, reading
 from distilbeam.transforms.input.formats.compression import Unpacked, open_stream
+from distilbeam.transforms.input.formats.kinds import detect
 
 MEMORY = 512 << 20
 LINES = b"".join(b'{"id": %d, "text": "line %x"}\n' % (n, n * n * 7919) for n in range(6_000))

@@ -9,7 +9,7 @@ from fnmatch import translate
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage.filesystems import FileInfo
 
-from .formats.base import detect
+from .formats.kinds import detect, detect_file
 
 __all__ = ["describe", "is_companion", "pass_over"]
 
@@ -153,7 +153,8 @@ def _of_one_format(pattern: str, data: Sequence[FileInfo], format: str | None) -
         return [info for info in data if _format(info.url) in (format, None)]
     if unknown := by_format.get(None):
         try:
-            detect(unknown[0].url)
+            told, _ = detect_file(unknown[0].url)  # what lies in one; each is looked at when the plan is made
+            by_format.setdefault(told, []).extend(by_format.pop(None))
         except InputError as error:
             raise InputError(
                 f"{error}; to pass over files that are no data give a glob of those that are, such as "

@@ -1,4 +1,6 @@
-"""The process that decodes Parquet for ``sandbox``: it may crash, or run out of its memory, and nothing else will.
+"""The process that decodes Parquet, Arrow IPC and Avro for ``sandbox``.
+
+It may crash, or run out of its memory, and nothing else will.
 
 It holds no credentials and opens no files: the bytes come through a descriptor or through the socket. Started as
 ``python -m distilbeam.transforms.input.decoder FD``; importing it starts nothing.
@@ -21,11 +23,13 @@ import resource
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from .containers import buffered, open_container, read_container
 from .decoding import Damaged, Source, Times, allowance, int96_columns, look, open_file, read_rows
 
 __all__ = ["HEADER", "main", "receive"]
@@ -84,6 +88,9 @@ class _Worker:
         fetch = self._fetch
         if descriptor is not None:
             fetch = partial(self._read, descriptor)
+        if request["format"] != "parquet":
+            self._answer_of_container(request, fetch, size)
+            return
         file = open_file(Source(fetch, size), size, request["buffer"])
         if request["what"] == "look":
             schema, found = look(file, request["columns"], request["split_bytes"], size, self._alive)
@@ -105,6 +112,26 @@ class _Worker:
             send=self._send_batch,
             alive=self._report,
             times=times,
+        )
+
+    def _answer_of_container(self, request: dict[str, Any], fetch: Callable[[int, int], bytes], size: int) -> None:
+        """As ``_answer``, for Arrow IPC and Avro."""
+        container = open_container(request["format"], buffered(fetch, size, request["buffer"]), size, self._alive)
+        if request["what"] == "look":
+            found = container.ranges(request["columns"], request["split_bytes"])
+            self._send(b"S", container.schema.serialize().to_pybytes())
+            self._send(b"N", json.dumps(found).encode())
+            return
+        self._limit(request["memory"] + container.allowance(request["columns"]))
+        read_container(
+            container,
+            request["start"],
+            request["stop"],
+            request["columns"],
+            batch_rows=request["batch_rows"],
+            batch_bytes=request["batch_bytes"],
+            send=self._send_batch,
+            alive=self._report,
         )
 
     def _send(self, kind: bytes, body: Any) -> None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 __all__ = [
+    "MAX_ALLOWANCE",
     "MAX_RANGES",
     "Damaged",
     "Source",
@@ -22,6 +23,7 @@ __all__ = [
     "int96_columns",
     "look",
     "open_file",
+    "pieces",
     "ranges",
     "read_rows",
 ]
@@ -32,7 +34,9 @@ MAX_RANGES = 16
 _TEXTS = ("string", "binary")
 _MAX_COLUMNS = 100_000
 _MAX_DEPTH = 100
-_MAX_ALLOWANCE = 4 << 30
+MAX_ALLOWANCE = 4 << 30
+"""Memory for what lies in a file as one piece, at most, whatever the file claims."""
+
 _PLAUSIBLE = 1000  # times smaller than its contents a column chunk may be; what claims more is not believed
 
 
@@ -193,7 +197,7 @@ def read_rows(
                     if not batch.num_rows:
                         alive()
                         continue
-                    for piece in _pieces(batch.select(columns), batch_bytes):
+                    for piece in pieces(batch.select(columns), batch_bytes):
                         send(piece)
                         done += piece.num_rows
             except MemoryError:
@@ -220,14 +224,15 @@ def _decoded(
         yield batch.slice(low, max(high - low, 0))
 
 
-def _pieces(batch: pa.RecordBatch, most: int) -> Iterator[pa.RecordBatch]:
+def pieces(batch: pa.RecordBatch, most: int) -> Iterator[pa.RecordBatch]:
+    """The batch in pieces of about so many bytes."""
     size, half = _unpacked_bytes(batch), batch.num_rows // 2
     # A dictionary inside of a struct or list comes along with every piece, so halving may not help.
     if size <= most or not half or 4 * _unpacked_bytes(front := batch.slice(0, half)) > 3 * size < 8 * most:
         yield batch
         return
-    yield from _pieces(front, most)
-    yield from _pieces(batch.slice(half), most)
+    yield from pieces(front, most)
+    yield from pieces(batch.slice(half), most)
 
 
 def _unpacked_bytes(batch: pa.RecordBatch) -> int:
@@ -323,4 +328,4 @@ def allowance(metadata: pq.FileMetaData, columns: Collection[str], size: int) ->
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         largest = max(largest, sum(group.column(leaf).total_compressed_size for leaf in leaves))
-    return min(4 * min(largest, size), _MAX_ALLOWANCE)
+    return min(4 * min(largest, size), MAX_ALLOWANCE)

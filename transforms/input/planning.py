@@ -23,8 +23,9 @@ from .column_types import can_cast, settled_type
 from .discovery import find_files
 from .fitting import fitted
 from .formats import delimited, jsonl, parquet
-from .formats.base import MAX_COLUMNS, count_leaves, detect, reading, unify
+from .formats.base import MAX_COLUMNS, count_leaves, reading, unify
 from .formats.compression import open_stream
+from .formats.kinds import CONTAINERS, detect_file, detect_files
 from .formats.lines import Block
 from .keys import complete
 from .partitions import partition_value, partition_values
@@ -65,7 +66,7 @@ class InputFile:
     info: FileInfo
     format: str
     compression: str | None
-    rows: tuple[tuple[int, int, int], ...] = ()
+    rows: tuple[tuple[int, int | None, int], ...] = ()
     sampled: bool = False
     empty: bool = False
     bad: bool = False
@@ -150,7 +151,8 @@ def look(
         infos: the files.
         known: whether the columns are known without them, so that all of them may be bad.
     """
-    files = [InputFile(info, *detect(info.url, settings.format)) for info in infos]
+    kinds = detect_files([info.url for info in infos], settings.format)
+    files = [InputFile(info, *kind) for info, kind in zip(infos, kinds, strict=True)]
     # Types of JSON are guessed, from a sample first; all other formats say in their heads what they hold.
     guessed = [index for index, file in enumerate(files) if file.format == "jsonl"]
     sample = {guessed[len(guessed) * n // _SAMPLED_FILES] for n in range(_SAMPLED_FILES)} if guessed else set()
@@ -188,8 +190,9 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
     url = file.info.url
     settings.check_format(url, file.format)
     file = replace(file, sampled=True)
-    if file.format == "parquet":
-        schema, rows = parquet.look(url, settings.asked, settings.split_bytes, settings.decode_bytes)
+    if file.format in CONTAINERS:
+        split_bytes, memory = settings.split_bytes, settings.decode_bytes
+        schema, rows = parquet.look(url, settings.asked, split_bytes, memory, file.format)
         twice = sorted(name for name, count in Counter(wanted(settings, schema.names)).items() if count > 1)
         if twice:
             raise InputError(f"{url!r} has {', '.join(map(repr, twice))} twice; rename one of them")
@@ -265,7 +268,7 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
             f"column {field.name!r} is {field.type}, but the value that the folders of {url!r} give for it is none; "
             "rename the folders, leave the column out by listing the columns to `keep`, or give it a type with `types`"
         )
-    if formats != {"parquet"} and (leaves := count_leaves(schema)) > MAX_COLUMNS:
+    if not formats <= set(CONTAINERS) and (leaves := count_leaves(schema)) > MAX_COLUMNS:
         raise InputError(f"the input has {leaves} columns, more than {MAX_COLUMNS}; list the columns to `keep`")
     return schema
 
@@ -290,7 +293,7 @@ def _columns(name: str, available: Sequence[str], formats: Collection[str], sett
     """What is told of the columns there are: a Parquet file's schema is no document, a line that may be none is."""
     if settings.columns is not None:
         return f"`columns` names {', '.join(map(repr, available))}"
-    if set(formats) == {"parquet"}:
+    if set(formats) <= set(CONTAINERS):
         return f"the columns are {', '.join(map(repr, available)) or '(none)'}"
     place = "the first lines of the file show them" if "jsonl" in formats else "its first line names them"
     return f"{columns_like(name, available)}; {place}"
@@ -320,7 +323,7 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
         return pa.field(name, pa.string())
     if name in settings.types:
         for kind, url in types.items():
-            is_guess = detect(url, settings.format)[0] in UNTYPED  # its values are still to be read as the type
+            is_guess = detect_file(url, settings.format)[0] in UNTYPED  # its values are still to be read as the type
             if not is_guess and not can_cast(kind, settings.types[name]):
                 raise InputError(
                     f"column {name!r} of {url!r} is {kind}, which cannot be read as {settings.types[name]}; give it "
@@ -353,7 +356,7 @@ def cut(file: InputFile, partitions: Collection[str], settings: ReadSettings) ->
     whole = file.part(partitions)
     if file.bad:
         yield whole, size
-    elif file.format == "parquet":
+    elif file.format in CONTAINERS:
         for start, stop, weight in file.rows:
             yield replace(whole, start=start, stop=stop), weight
     elif file.compression or file.format == "csv" or size <= settings.split_bytes:

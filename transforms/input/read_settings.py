@@ -17,8 +17,9 @@ from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage.filesystems import check_url
 
 from .column_types import settled_type
-from .formats.base import FORMATS, is_text_type
+from .formats.base import is_text_type
 from .formats.dialect import Dialect
+from .formats.kinds import FORMATS
 from .type_names import TypeNameError, parse_type
 
 __all__ = ["ReadSettings"]

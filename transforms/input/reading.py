@@ -20,6 +20,7 @@ from .fitting import fit
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, count_leaves, decode_text, is_text_type, reading
 from .formats.compression import open_stream
+from .formats.kinds import CONTAINERS
 from .formats.lines import BadLine, Block, find_invalid_utf8, parse, read_blocks
 from .partitions import filled, partition_value
 from .planning import read_schema
@@ -158,7 +159,7 @@ def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings, unrea
             raise
         reason = f"the file cannot be read{' from here on' if seen else ''}: {error.reason}"
         first, left = lines + 1, 1
-        if part.format in ("parquet", "csv"):
+        if part.format in (*CONTAINERS, "csv"):
             first = part.start + lines
             if part.stop is not None:
                 left = part.stop - first
@@ -172,7 +173,7 @@ def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings, unrea
 
 
 def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
-    if part.format == "parquet":
+    if part.format in CONTAINERS:
         return _read_parquet(part, schema, settings)
     return _read_lines(part, schema, settings, unread)
 
@@ -187,6 +188,7 @@ def _read_parquet(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iter
         batch_rows=settings.batch_rows,
         batch_bytes=settings.batch_bytes,
         memory=settings.decode_bytes,
+        format=part.format,
     ):
         rows = pa.array(np.arange(at, at + batch.num_rows))
         at += batch.num_rows
@@ -375,7 +377,7 @@ def _provenance(split: Split, settings: ReadSettings) -> Provenance:
 
 
 def _in_part(provenance: Provenance, number: int, part: Part) -> Provenance:
-    unit = "row" if part.format in ("parquet", "csv") else "line"
+    unit = "row" if part.format in (*CONTAINERS, "csv") else "line"
     return replace(
         provenance,
         source=part.source,

@@ -1,4 +1,6 @@
-"""Parquet files are decoded in a process of its own, since untrusted bytes can crash the decoder or fill the memory.
+"""Parquet, Arrow IPC and Avro files are decoded in a process of their own.
+
+Untrusted bytes can crash the decoder or fill the memory.
 
 A few bytes of Parquet can stand for gigabytes, and footers and pages may lie about their sizes. ``decoder`` runs
 there. Its memory is limited (``RLIMIT_AS``), and so is the time it may compute without a sign of life; when it
@@ -160,7 +162,7 @@ def _told(failure: dict[str, Any], memory: int) -> Exception:
     if "memory" in failure:
         return DecoderError(
             f"it takes more memory to decode than `decode_bytes={memory}` allows, as bombs do; if the file is sound, "
-            "raise `decode_bytes`, or write it anew with smaller pages"
+            "raise `decode_bytes`, or write it anew in smaller pieces"
         )
     return DecoderError(f"it is damaged, or Arrow cannot read what it holds ({failure['error']})")
 

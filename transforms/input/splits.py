@@ -17,10 +17,10 @@ class Part:
 
     Attributes:
         source: path or URL of the file.
-        format: ``parquet``, ``jsonl``, ``csv``, ``tsv`` or ``text``.
+        format: ``parquet``, ``jsonl``, ``csv``, ``tsv``, ``text``, ``arrow`` or ``avro``.
         size: bytes of the file when the plan was made.
         version: what changes when the file does (ETag, checksum or modification time), as text.
-        compression: None, ``gzip`` or ``zstd``.
+        compression: None, ``gzip``, ``zstd``, ``bzip2`` or ``xz``.
         start: first byte of a line file, or first row of a Parquet file.
         stop: end of that range; None for the whole file. A line belongs to the part in which it starts.
         partitions: hive partition values from the path, as (name, value) pairs.

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from distilbeam.transforms.errors import InputError
 
-from .formats.base import detect, is_text_type
+from .formats.base import is_text_type
+from .formats.kinds import detect_file
 from .read_settings import ReadSettings
 
 __all__ = ["check_text"]
@@ -27,7 +28,7 @@ def check_text(settings: ReadSettings, name: str, types: Mapping[pa.DataType, st
     """
     texts = any(map(is_text_type, types))
     for kind, url in types.items():
-        by_line = detect(url, settings.format)[0] == "jsonl"
+        by_line = detect_file(url, settings.format)[0] == "jsonl"
         if is_text_type(kind) or pa.types.is_null(kind) or (texts and by_line):
             continue
         can_be = by_line or _can_be_text(kind)

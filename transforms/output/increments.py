@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from distilbeam.transforms.input.column_types import can_cast, holds, reads_as, settled_type
 from distilbeam.transforms.input.formats import jsonl
-from distilbeam.transforms.input.formats.base import detect, is_text_type, reading, unify
+from distilbeam.transforms.input.formats.base import is_text_type, reading, unify
 from distilbeam.transforms.input.formats.compression import open_stream
+from distilbeam.transforms.input.formats.kinds import detect_file
 from distilbeam.transforms.input.formats.lines import BadLine, parse, read_blocks
 from distilbeam.transforms.input.planning import UNTYPED, InputFile, cut, find_misfit, list_inputs, look, wanted
 from distilbeam.transforms.input.read_settings import ReadSettings
@@ -166,7 +167,7 @@ def _same_ranges(
 ) -> Iterator[tuple[Part, int]]:
     """The ranges of a file in which it was read before, and their bytes."""
     whole = file.part(partitions)
-    rows = max((stop for _, stop, _ in file.rows), default=0)
+    rows = max((stop or 0 for _, stop, _ in file.rows), default=0)
     weight = sum(size for _, _, size in file.rows) if rows else file.info.size
     length = rows or file.info.size
     for part in sorted(ranges, key=lambda part: part.start):
@@ -227,7 +228,7 @@ def _surplus(url: str, name: str) -> Misfit:
 def _fits(settings: ReadSettings, url: str, column: pa.Field, found: pa.Field) -> bool:
     if column.name in settings.text:
         return is_text_type(found.type) or pa.types.is_null(found.type) or column.name in settings.types
-    format, compression = detect(url, settings.format)
+    format, compression = detect_file(url, settings.format)
     if column.name in settings.types:
         return format in UNTYPED or can_cast(found.type, column.type)
     if format != "jsonl":

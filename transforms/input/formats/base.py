@@ -15,13 +15,11 @@ from distilbeam.transforms.input.column_types import common_type
 from distilbeam.transforms.provenance import Reject
 
 __all__ = [
-    "FORMATS",
     "MAX_COLUMNS",
     "Chunk",
     "Unreadable",
     "count_leaves",
     "decode_text",
-    "detect",
     "is_text_type",
     "reading",
     "unify",
@@ -29,27 +27,6 @@ __all__ = [
 
 MAX_COLUMNS = 10_000
 """Of CSV, TSV and JSON lines; each column costs memory in each batch, however few bytes it takes in the file."""
-
-FORMATS = ("parquet", "jsonl", "csv", "tsv", "text")
-_EXTENSIONS = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".txt": "text",
-}
-_COMPRESSIONS = {
-    ".gz": "gzip",
-    ".gzip": "gzip",
-    ".bgz": "gzip",
-    ".zst": "zstd",
-    ".zstd": "zstd",
-    ".bz2": "bzip2",
-    ".xz": "xz",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +50,6 @@ class Chunk:
 
 class Unreadable(Exception):  # noqa: N818 - it never leaves ``reading``
     """What is wrong with a whole file, in a sentence without document text; ``reading`` names the file."""
-
-
-def detect(url: str, format: str | None = None) -> tuple[str, str | None]:
-    """Format and compression of a file, by its name unless the format is given.
-
-    Raises:
-        InputError: the extension is not known, or that format cannot be compressed so.
-    """
-    name = url.rpartition("/")[2].lower()
-    stem, dot, last = name.rpartition(".")
-    compression = _COMPRESSIONS.get(dot + last)
-    if compression:
-        _, dot, last = stem.rpartition(".")
-    found = format or _EXTENSIONS.get(dot + last)
-    if found is None:
-        raise InputError(
-            f"cannot tell the format of {url!r}; known extensions are {', '.join(_EXTENSIONS)}, all but Parquet also "
-            f"with {' or '.join(_COMPRESSIONS)}; or set `format` to one of {', '.join(FORMATS)}"
-        )
-    if found == "parquet" and compression:
-        raise InputError(f"{url!r} is a compressed Parquet file; unpack it, Parquet compresses inside")
-    return found, compression
 
 
 def is_text_type(kind: pa.DataType) -> bool:

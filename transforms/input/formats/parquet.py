@@ -1,4 +1,4 @@
-"""Parquet: row groups, or row ranges inside of large ones."""
+"""Parquet, Arrow IPC and Avro: row groups, batches or row ranges inside of large ones, decoded in the sandbox."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _LOOKS = threading.BoundedSemaphore(2)  # a look takes a moment; more processes 
 
 
 def look(
-    url: str, columns: Collection[str] | None, split_bytes: int, memory: int
-) -> tuple[pa.Schema, list[tuple[int, int, int]]]:
+    url: str, columns: Collection[str] | None, split_bytes: int, memory: int, format: str = "parquet"
+) -> tuple[pa.Schema, list[tuple[int, int | None, int]]]:
     """The schema of a file, and the ranges of about ``split_bytes`` in which it is read.
 
     Args:
@@ -33,17 +33,21 @@ def look(
         columns: the top-level columns that will be read; None for all.
         split_bytes: uncompressed bytes of those columns in a range.
         memory: bytes that decoding may take.
+        format: ``parquet``, ``arrow`` or ``avro``.
 
     Returns:
-        The schema, and for each range start row, stop row and bytes.
+        The schema, and for each range start row, stop row (None where the file does not tell) and bytes.
 
     Raises:
-        InputError: it is not Parquet, or damaged.
+        InputError: it is not of the format, or damaged.
     """
     wanted = None if columns is None else sorted(columns)
     request = {"what": "look", "columns": wanted, "split_bytes": split_bytes, "buffer": 256 << 10, "memory": memory}
+    request["format"] = format
     with _opened(url) as (stream, size, local):
-        fetch = None if local else _with_tail(stream, size)  # read before the decoder is taken
+        fetch = (
+            None if local else _with_tail(stream, size) if format == "parquet" else _reader(stream)
+        )  # read before the decoder is taken
         with _LOOKS:
             answers = dict(_asked({**request, "size": size}, stream if local else None, fetch))
         schema = pa.ipc.read_schema(pa.py_buffer(answers[b"S"]))
@@ -51,7 +55,15 @@ def look(
 
 
 def read_rows(
-    url: str, start: int, stop: int | None, schema: pa.Schema, *, batch_rows: int, batch_bytes: int, memory: int
+    url: str,
+    start: int,
+    stop: int | None,
+    schema: pa.Schema,
+    *,
+    batch_rows: int,
+    batch_bytes: int,
+    memory: int,
+    format: str = "parquet",
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a range, with those columns of the schema that the file has.
 
@@ -65,12 +77,14 @@ def read_rows(
         batch_rows: rows in a batch, at most.
         batch_bytes: about how many bytes a batch has, unless a single row has more.
         memory: bytes that decoding may take, besides four times those of the row group's columns in the file.
+        format: ``parquet``, ``arrow`` or ``avro``.
 
     Raises:
         InputError: the file cannot be read.
     """
     request = {
         "what": "rows",
+        "format": format,
         "columns": schema.names,
         "nanoseconds": [field.name for field in schema if holds(field.type, _is_nanoseconds)],
         "start": start,
