@@ -30,7 +30,7 @@ def lines(path: Path, *values: str, key: str = "text") -> Path:
 def test_json_lines_without_a_string_are_told_at_once(tmp_path: Path, read: Any, value: str, kind: str) -> None:
     path = lines(tmp_path / "a.jsonl", *[value] * 300, "null")
     with pytest.raises(
-        InputError, match=rf"text column 'text' of .*a.jsonl' is {kind}, not a string; .*types="
+        InputError, match=rf"text column 'text' of .*a.jsonl' is {kind}, not a string; .*`types`"
     ) as told:
         read(path)
     assert "body" not in str(told.value)
@@ -69,7 +69,7 @@ def test_digits_are_kept_as_they_are_written(tmp_path: Path, read: Any) -> None:
 def test_ids_of_two_kinds_are_refused_with_the_cure_and_read_with_it(tmp_path: Path, read: Any) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": 17, "text": "a"}\n')
     (tmp_path / "b.jsonl").write_text('{"id": "x-18", "text": "b"}\n')
-    with pytest.raises(InputError, match="types=, such as string"):
+    with pytest.raises(InputError, match="`types`, such as string"):
         read(tmp_path)
     found = read(tmp_path, types={"id": "string"})
     assert [row["id"] for row in found.rows] == ["17", "x-18"]
