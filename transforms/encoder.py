@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +103,9 @@ class Encoder:
     needed; calls from several threads take turns.
     """
 
-    _shared: ClassVar[dict[tuple[str, EngineSettings], Encoder]] = {}
+    # Alive as long as a stage uses it; the locks as long as somebody waits for what is being opened.
+    _shared: ClassVar[MutableMapping[tuple[str, EngineSettings], Encoder]] = WeakValueDictionary()
+    _opening: ClassVar[MutableMapping[tuple[str, EngineSettings], threading.Lock]] = WeakValueDictionary()
     _shared_lock = threading.Lock()
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
@@ -144,12 +147,24 @@ class Encoder:
 
     @classmethod
     def shared(cls, model: str, settings: EngineSettings) -> Encoder:
-        """The one encoder of this process for these arguments."""
+        """The one encoder of this process for these arguments.
+
+        It is shared by all who hold it and goes with the last of them; asked for later, it is found and opened anew.
+        Others are not kept waiting while one is fetched.
+        """
+        key = (model, settings)
         with cls._shared_lock:
-            key = (model, settings)
-            if key not in cls._shared:
-                cls._shared[key] = cls(Checkpoint.open(model, settings.model_sha256), settings)
-            return cls._shared[key]
+            lock = cls._opening.get(key)
+            if lock is None:
+                lock = cls._opening[key] = threading.Lock()
+        with lock:
+            with cls._shared_lock:
+                found = cls._shared.get(key)
+            if found is None:
+                found = cls(Checkpoint.open(model, settings.model_sha256), settings)
+                with cls._shared_lock:
+                    cls._shared[key] = found
+            return found
 
     @property
     def engine(self) -> Engine:

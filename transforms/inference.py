@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -204,22 +203,27 @@ class Tokenize(Featurize):
         super().__init__(model, ("input_ids",), **settings)
 
 
-@dataclass(frozen=True)
 class _Identity:
-    """What a ledger asks of a stage's model, on a worker."""
+    """What a ledger asks of a stage's model, on a worker, where it keeps it open for the stages after."""
 
-    model: str
-    engine: EngineSettings
-    spec: FeatureSpec
+    def __init__(self, model: str, engine: EngineSettings, spec: FeatureSpec) -> None:
+        self._arguments = model, engine, spec
+        self._encoder: Encoder | None = None
 
     def __call__(self) -> dict[str, Any]:
-        return Encoder.shared(self.model, self.engine).identity(self.spec, compute=False)
+        model, engine, spec = self._arguments
+        self._encoder = Encoder.shared(model, engine)
+        return self._encoder.identity(spec, compute=False)
+
+    def __reduce__(self) -> tuple[type[_Identity], tuple[str, EngineSettings, FeatureSpec]]:
+        return _Identity, self._arguments
 
     def check_dtype(self, dtype: str) -> None:
         """Raises SettingsError unless this worker can compute in a dtype."""
         from .distilbert.compute import choose_compute
 
-        choose_compute(self.engine.device, dtype, self.engine.threads)
+        _, engine, _ = self._arguments
+        choose_compute(engine.device, dtype, engine.threads)
 
 
 def _wrong(kind: Any) -> type | None:

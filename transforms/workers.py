@@ -102,6 +102,7 @@ class _Worker(beam.DoFn):
         return self._isolated[engine]
 
     def teardown(self) -> None:
+        self._encoders = {}  # the last stage lets the model go
         for encoder in self._isolated.values():
             encoder.release()
         self._isolated = {}

@@ -10,11 +10,9 @@ import torch
 from distilbeam.transforms.errors import SettingsError
 
 from .quantization import multiplies_int8
+from .torch_threads import host_threads
 
 __all__ = ["Compute", "choose_compute", "cpu_has_bfloat16"]
-
-# Before any engine has set another number.
-_DEFAULT_THREADS = torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto", threads: int | Non
         raise SettingsError("`dtype='float16'` needs a CUDA device; use 'bfloat16' or 'float32' on the CPU")
     if dtype == "int8" and not multiplies_int8(1):
         raise SettingsError("`dtype='int8'` needs an x86-64 CPU with AVX2 and torch with oneDNN; use 'auto' here")
-    return Compute(device=device, dtype=dtype, threads=threads or _DEFAULT_THREADS)
+    return Compute(device=device, dtype=dtype, threads=threads or host_threads())
 
 
 def cpu_has_bfloat16() -> bool:

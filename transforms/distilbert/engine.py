@@ -8,7 +8,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from .packed import Packed
 from .pooling import pool
 from .quantization import TrialLinear, quantize
 from .streams import Streams, fetched
+from .torch_threads import host_threads, torch_threads
 from .weights import Arithmetic, Weights
 
 __all__ = ["GPU_TOKENS", "Engine", "Result"]
@@ -150,9 +151,7 @@ class Engine:
         self._lowered = False
         self._blamed = False  # whether a row that does not fit even alone was met
         self._fitted = 0  # tokens of the largest micro-batch that came through
-        if on_cpu and compute.threads != torch.get_num_threads():
-            torch.set_num_threads(compute.threads)
-        with self._loading():
+        with self._threads(), self._loading():
             arithmetic = _arithmetic(compute, self._device, checkpoint.config)
             self._weights = Weights(checkpoint, self._device, arithmetic)
             self._encoder = PackedEncoder(self._weights, checkpoint.config)
@@ -164,6 +163,9 @@ class Engine:
         self._head: ClassificationHead | None = None
         self._lock = threading.Lock()
         _log.info("%s runs on %s in %s with %d threads", checkpoint.id, compute.device, compute.dtype, compute.threads)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return torch_threads(self.compute.threads if self._device.type == "cpu" else host_threads())
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
@@ -205,12 +207,12 @@ class Engine:
         if first is not None:
             work = replace(work, copies=np.bincount(first, minlength=rows))
             repeats, distinct = np.flatnonzero(first != distinct), distinct[first == distinct]
-        with WATCHDOG.holding(self._lock), torch.inference_mode():
+        with WATCHDOG.holding(self._lock), self._threads(), torch.inference_mode():
             if classify:
                 # Before the loop, where a failure would count against the rows.
                 self._classifier()
             pending, lanes = self._divided(tokens.lengths, distinct), self._lanes
-            threads = self.compute.threads if self._device.type == "cpu" else torch.get_num_threads()
+            threads = torch.get_num_threads()
             while pending:
                 try:
                     in_lanes(pending, partial(self._run_or_halve, work), self._lanes, threads)

@@ -515,11 +515,21 @@ def test_results_are_free_once_nobody_holds_them(checkpoints: Checkpoints, as_to
 
 def test_threads_are_obeyed(checkpoints: Checkpoints, as_tokens: AsTokens) -> None:
     default = choose_compute("cpu", "float32").threads
+    found: list[int] = []
     for threads in (2, 1, 3):
         compute = choose_compute("cpu", "float32", threads)
         assert compute.threads == threads
-        Engine(Checkpoint.open(checkpoints.bare), compute).run(as_tokens([[2, 3]]), ("mean",))
-        assert torch.get_num_threads() == threads
+        engine = Engine(Checkpoint.open(checkpoints.bare), compute)
+        compute_batch = engine._run_batch
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                engine,
+                "_run_batch",
+                lambda *given, run=compute_batch: (found.append(torch.get_num_threads()), run(*given)),
+            )
+            engine.run(as_tokens([[2, 3]]), ("mean",))
+        assert found.pop() == threads
+        assert torch.get_num_threads() == default
     # What one engine was told is no default for the next.
     assert choose_compute("cpu", "float32").threads == default
 
