@@ -24,9 +24,11 @@ from .output.records import SplitRecord
 from .output.shards import ShardSettings
 from .output.split_writer import ALL_BATCHES, IN_ORDER, SplitWriter
 from .output.staging import OutputState, finished_record
+from .output.units import UnitWriter
 from .output.writable import set_aside
 from .provenance import Provenance
 from .rejects import RejectLimit, RejectWatch, parse_max_rejects
+from .row_fields import rows_to_batches, wrong_element
 from .storage import filesystems
 from .upstream import Upstream, look_upstream
 
@@ -37,7 +39,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class WriteFeatures(beam.PTransform):
-    """Record batches -> one folder of Parquet or JSON Lines; gives one dict that sums it up.
+    """Batches, rows or dicts -> one folder of Parquet or JSON Lines; gives one dict that sums it up.
+
+    It takes record batches, as ``ReadDocuments`` and the transforms with a model give them, rows with a Beam schema,
+    and dicts, whose columns ``schema`` names. What does not come from ``ReadDocuments`` is written bundle by bundle,
+    and a later run cannot tell what of it is done, so it cannot resume.
+
+        rows = pipeline | beam.Create([beam.Row(id=1, text="good film")]) | Embed("./minilm") | WriteFeatures("out")
 
     Steps of your own may stand between ``ReadDocuments`` and this one. They may drop, add and change the rows of a
     batch, which is counted, as long as they give one batch for each batch, with its schema's metadata.
@@ -61,6 +69,8 @@ class WriteFeatures(beam.PTransform):
             done, and what is gone leaves the output.
         max_rejects: rows that may be set aside: a count, a percentage of the rows read, or None for any number.
         max_shard_bytes: largest file.
+        schema: names and Arrow types of the columns of dicts, or of fields of rows whose type Arrow does not know. The
+            features need not be in it.
         compression: ``auto`` (zstd for Parquet, none for JSON Lines), ``zstd``, ``gzip``, ``none``, and for Parquet
             ``snappy`` or ``lz4``.
 
@@ -79,6 +89,7 @@ class WriteFeatures(beam.PTransform):
     max_rejects: int | str | None = "1%"
     max_shard_bytes: int = 256 << 20
     compression: str = "auto"
+    schema: pa.Schema | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -142,19 +153,28 @@ class WriteFeatures(beam.PTransform):
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
         with suppress(InputError):  # the folder may be out of reach from here; the commit looks again
             OutputState.read(self._output).refuse_existing(self.if_exists)
+        if not batches.is_bounded:
+            raise SettingsError(
+                "WriteFeatures commits one finished output, and this PCollection is unbounded; write it with another "
+                "sink, such as beam.io.WriteToParquet with windows, or read a bounded input"
+            )
         upstream = look_upstream(batches)
         upstream.refuse_filters()
         self._go_on(upstream)
+        kind = pa.RecordBatch if upstream.reading is not None else batches.element_type
+        to_batches = rows_to_batches(kind, self.schema, upstream.fields)
         base = beam.pvalue.AsSingleton(
             batches.pipeline
             | "Start" >> beam.Create([None])
             | "Begin" >> beam.ParDo(_Begin(self._output, self.if_exists, uuid.uuid4().hex)).with_output_types(Base)
         )
-        writing = beam.ParDo(_WriteSplits(self._output, self._shards, self._limit, strict=upstream.is_ours), base)
+        writing = _WriteSplits(self._output, self._shards, self._limit, upstream)
+        batches = batches | "To one window" >> beam.WindowInto(beam.window.GlobalWindows())
+        if to_batches is not None:
+            batches = batches | "To batches" >> beam.ParDo(to_batches).with_output_types(pa.RecordBatch)
         return (
             batches
-            | "Write splits" >> writing.with_output_types(SplitRecord)
-            | "To one window" >> beam.WindowInto(beam.window.GlobalWindows())
+            | "Write splits" >> beam.ParDo(writing, base).with_output_types(SplitRecord)
             | "Collect records" >> beam.CombineGlobally(_Collect())
             | "Commit" >> beam.ParDo(_Commit(self._output, self.if_exists, self._limit), base).with_output_types(dict)
         )
@@ -169,9 +189,9 @@ class WriteFeatures(beam.PTransform):
         if upstream.reading is None:
             if resume and not self._gave_ledger:
                 raise SettingsError(
-                    "if_exists is 'resume', but no ReadDocuments is found before WriteFeatures that could pass over "
+                    "`if_exists` is 'resume', but no ReadDocuments is found before WriteFeatures that could pass over "
                     "what is finished; give it ReadDocuments(ledger=writing.ledger(settings of each transform with a "
-                    "model)), or set if_exists to 'overwrite' to compute all again"
+                    "model)), or set `if_exists='overwrite'` to compute all again"
                 )
             return
         stages = upstream.stages
@@ -188,7 +208,7 @@ class WriteFeatures(beam.PTransform):
         if resume and upstream.steps:
             _log.warning(
                 "splits that are finished in %r are kept as the steps %s have left them; if these have changed since, "
-                "set if_exists to 'overwrite'",
+                "set `if_exists='overwrite'`",
                 self._output,
                 ", ".join(map(repr, upstream.steps)),
             )
@@ -210,17 +230,23 @@ class _Begin(beam.DoFn):
 class _WriteSplits(beam.DoFn):
     """Batches -> one record for each split, in the bundle that brings them."""
 
-    def __init__(self, output: str, shards: ShardSettings, limit: RejectLimit, *, strict: bool = False) -> None:
+    def __init__(
+        self, output: str, shards: ShardSettings, limit: RejectLimit, upstream: Upstream | None = None
+    ) -> None:
         self._output = output
         self._shards = shards
         self._limit = limit
-        self._strict = strict
+        self._strict = upstream is not None and upstream.is_ours
+        self._read_here = upstream is not None and upstream.reading is not None
+        self._models = tuple(stage.identity for stage in upstream.stages) if upstream is not None else ()
+        self._identities: list[Mapping[str, Any]] | None = None
         self._rows = Metrics.counter("distilbeam", "rows_written")
         self._rejects = Metrics.counter("distilbeam", "rows_rejected")
         self._files = Metrics.counter("distilbeam", "shards_written")
 
     def setup(self) -> None:
         self._open: dict[str, SplitWriter] = {}
+        self._unit: UnitWriter | None = None  # of the batches of this bundle that come without provenance
         self._found: OutputState | None = None
         self._watch = RejectWatch(self._limit)
 
@@ -237,13 +263,16 @@ class _WriteSplits(beam.DoFn):
                 raise other_job(self._output) from error
             raise
         if record is not None:
-            self._rows.inc(record.rows)
-            self._rejects.inc(record.rejects)
-            self._files.inc(len(record.shards))
+            self._count(record)
             yield record
 
     @discreet
-    def finish_bundle(self) -> None:
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._unit is not None:
+            record = self._unit.finish()
+            self._unit = None
+            self._count(record)
+            yield beam.window.GlobalWindows.windowed_value_at_end_of_window(record)
         if self._open:
             count = len(self._open)
             self._abort()
@@ -252,7 +281,22 @@ class _WriteSplits(beam.DoFn):
     def teardown(self) -> None:
         self._abort()
 
+    def _count(self, record: SplitRecord) -> None:
+        self._rows.inc(record.rows)
+        self._rejects.inc(record.rejects)
+        self._files.inc(len(record.shards))
+
     def _write(self, batch: pa.RecordBatch) -> SplitRecord | None:
+        if not isinstance(batch, pa.RecordBatch):
+            raise SettingsError(wrong_element(type(batch)))
+        provenance = Provenance.of(batch)
+        if provenance is None and not self._read_here:
+            if self._unit is None:
+                if self._identities is None:
+                    self._identities = [model() for model in self._models]
+                self._unit = UnitWriter(self._output, self._shards, self._identities)
+            self._unit.write(batch)
+            return None
         provenance = _provenance(batch)
         if provenance.finished:
             if self._found is None:
@@ -285,7 +329,9 @@ class _WriteSplits(beam.DoFn):
     def _abort(self) -> None:
         for writer in self._open.values():
             writer.abort()
-        self._open = {}
+        if self._unit is not None:
+            self._unit.abort()
+        self._open, self._unit = {}, None
 
 
 class _Collect(beam.CombineFn):
@@ -321,8 +367,9 @@ def _provenance(batch: pa.RecordBatch) -> Provenance:
     provenance = Provenance.of(batch)
     if provenance is None:
         raise OutputError(
-            "a batch without provenance reached WriteFeatures; read the input with ReadDocuments, and keep the schema "
-            "metadata of its batches"
+            "a step between ReadDocuments and WriteFeatures has lost the schema metadata of its batches, which tells "
+            "where rows come from and which were rejected; keep it, such as by "
+            "result.replace_schema_metadata(batch.schema.metadata)"
         )
     return provenance
 

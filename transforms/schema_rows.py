@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Union, get_type_hints
+from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,18 +13,9 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from .errors import SettingsError
 from .featurization import Failure, FeatureSpec
 from .names import columns_like
+from .row_fields import FEATURE_TYPES, nullable, portable_fields
 
-__all__ = ["check_fields", "extended", "fields_of", "output_type", "text_batch", "weight", "without_text"]
-
-_TYPES: dict[str, Any] = {
-    "embedding": Sequence[np.float32],
-    "label": str,
-    "score": np.float32,
-    "scores": Mapping[str, np.float32],  # no row type, since the names of the labels may be known on the worker alone
-    "input_ids": Sequence[np.int32],
-    "token_count": np.int32,
-    "truncated": bool,
-}
+__all__ = ["check_fields", "check_row", "extended", "output_type", "text_batch", "weight", "without_text"]
 
 
 def check_fields(fields: RowTypeConstraint, text: Sequence[str], added: Sequence[str]) -> None:
@@ -49,36 +37,9 @@ def check_fields(fields: RowTypeConstraint, text: Sequence[str], added: Sequence
 
 
 def output_type(fields: RowTypeConstraint, spec: FeatureSpec) -> RowTypeConstraint:
-    """The schema of the rows with the features' fields.
-
-    Every type of Python that Beam's schemas have comes out as that, also where Beam itself takes it for an unknown one:
-    ``X | None``, and annotations that are strings.
-    """
-    hints = _hints(fields)
-    own = [(name, _portable(hints.get(name, kind))) for name, kind in fields._fields]
-    # Null where a row has no text or could not be processed.
-    added = [(column, _union(_TYPES[name], None)) for column, name in zip(spec.columns, spec.names, strict=True)]
-    return RowTypeConstraint.from_fields([*own, *added])
-
-
-def fields_of(element: Any, names: Sequence[str] | None = None) -> Mapping[str, Any] | None:
-    """Values of a row by field; None where the element is neither a row nor a dict.
-
-    Args:
-        element: a ``beam.Row``, NamedTuple, dataclass or dict.
-        names: the fields it has, if its PCollection has a schema.
-    """
-    if names is not None:
-        return {name: getattr(element, name) for name in names}
-    if isinstance(element, beam.Row):
-        return vars(element)
-    if isinstance(element, Mapping):
-        return element
-    if isinstance(element, tuple) and hasattr(element, "_fields"):
-        return dict(zip(element._fields, element, strict=True))
-    if dataclasses.is_dataclass(element) and not isinstance(element, type):
-        return {field.name: getattr(element, field.name) for field in dataclasses.fields(element)}
-    return None
+    """The schema of the rows with the features' fields, null where a row has no text or could not be processed."""
+    added = [(column, nullable(FEATURE_TYPES[name])) for column, name in zip(spec.columns, spec.names, strict=True)]
+    return RowTypeConstraint.from_fields([*portable_fields(fields), *added])
 
 
 def check_row(row: Mapping[str, Any], text: Sequence[str], added: Sequence[str]) -> None:
@@ -135,30 +96,6 @@ def extended(rows: Sequence[Mapping[str, Any]], features: pa.RecordBatch) -> Ite
     names = features.schema.names
     for row, values in zip(rows, zip(*map(_values, features.columns), strict=True), strict=True):
         yield {**row, **dict(zip(names, values, strict=True))}
-
-
-def _hints(fields: RowTypeConstraint) -> dict[str, Any]:
-    """What annotations stand for that are strings, as under ``from __future__ import annotations``."""
-    if not any(isinstance(kind, str) for _, kind in fields._fields):
-        return {}
-    try:
-        return get_type_hints(fields.user_type)
-    except Exception:  # a name that is not defined where the class is
-        return {}
-
-
-def _portable(kind: Any) -> Any:
-    """The type as Beam's schemas know it: ``Union[X, None]`` for ``X | None``, which they take for an unknown one."""
-    if isinstance(kind, types.UnionType):
-        return _union(*map(_portable, kind.__args__))
-    if isinstance(kind, types.GenericAlias):
-        origin: Any = kind.__origin__
-        return origin[tuple(map(_portable, kind.__args__))]
-    return kind
-
-
-def _union(*kinds: Any) -> Any:
-    return Union[kinds]  # noqa: UP007 - another type than that of X | Y until Python 3.14
 
 
 def _batch(texts: Sequence[Sequence[str | None]], columns: Sequence[str]) -> pa.RecordBatch:

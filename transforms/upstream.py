@@ -12,6 +12,7 @@ from .documents import ReadDocuments, give_ledger
 from .errors import SettingsError
 from .output.ledger import Ledger
 from .output.split_writer import ALL_BATCHES
+from .row_fields import FEATURE_TYPES
 
 __all__ = ["Stage", "Upstream", "look_upstream"]
 
@@ -47,6 +48,18 @@ class Upstream:
         """Whether nothing but our own transforms lies between the documents and here."""
         return self.reading is not None and not self.steps
 
+    @property
+    def fields(self) -> list[tuple[str, Any]]:
+        """Names and types of the fields that the features are in rows and dicts."""
+        found = []
+        for stage in self.stages:
+            prefix = stage.settings["prefix"]
+            found += [
+                (prefix + name, FEATURE_TYPES[name])
+                for name in (*stage.settings["features"], "token_count", "truncated")
+            ]
+        return found
+
     def refuse_filters(self) -> None:
         """Refuse steps that drop whole batches of documents, before anything is computed.
 
@@ -71,7 +84,7 @@ class Upstream:
         if other != ledger.output and (ledger.resume or getattr(known, "resume", False)):
             raise SettingsError(
                 f"one ReadDocuments gives documents to {other!r} and {ledger.output!r}; splits that are finished in "
-                "one would be missing in the other: read the input once for each, or leave out if_exists 'resume'"
+                "one would be missing in the other: read the input once for each, or do without `if_exists='resume'`"
             )
         return known
 

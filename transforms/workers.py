@@ -20,6 +20,7 @@ from .errors import SettingsError
 from .featurization import Failure, FeatureSpec, featurize_with_failures, without_rows
 from .isolation import IsolatedEncoder
 from .provenance import MAX_DEATHS, Provenance
+from .row_fields import fields_of
 from .watchdog import WATCHDOG
 
 __all__ = ["FAILED", "FeaturizeBatches", "FeaturizeRows", "wrong_element"]
@@ -213,7 +214,7 @@ class FeaturizeRows(_Worker):
         if isinstance(element, pa.RecordBatch):
             yield from self._featurized(element)
             return
-        fields = schema_rows.fields_of(element, self._names)
+        fields = fields_of(element, self._names)
         if fields is None:
             raise SettingsError(wrong_element(type(element)))
         if self._names is None:

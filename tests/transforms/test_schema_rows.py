@@ -16,11 +16,11 @@ from apache_beam.typehints.schemas import schema_from_element_type
 
 from distilbeam.transforms.errors import SettingsError
 from distilbeam.transforms.featurization import FEATURES, FeatureSpec
+from distilbeam.transforms.row_fields import fields_of
 from distilbeam.transforms.schema_rows import (
     check_fields,
     check_row,
     extended,
-    fields_of,
     output_type,
     text_batch,
     weight,

@@ -188,7 +188,7 @@ def test_steps_that_drop_batches_are_refused(documents: str, tmp_path: Path) -> 
     [
         (lambda batch: [batch] if batch["stars"][0].as_py() else [], "every batch must arrive, also one without rows"),
         (lambda batch: [batch, batch], "must arrive in order"),
-        (lambda batch: [batch.replace_schema_metadata(None)], "keep the schema metadata of its batches"),
+        (lambda batch: [batch.replace_schema_metadata(None)], "has lost the schema metadata of its batches"),
     ],
     ids=["dropped", "doubled", "metadata"],
 )

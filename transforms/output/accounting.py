@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
     """
     if not records:
         raise OutputError("no batch reached WriteFeatures, so there is nothing to commit; the input may be empty")
-    records = sorted(records, key=lambda record: record.ordinal)
+    records = sorted(_numbered(records), key=lambda record: record.ordinal)
     sizes = sorted({record.splits for record in records})
     if len(sizes) > 1:
         raise OutputError(
@@ -74,6 +75,22 @@ def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
     for first, record in _differing(records, lambda record: record.reading):
         raise OutputError(f"splits {first.ordinal} and {record.ordinal} were read with different settings")
     return records
+
+
+def _numbered(records: Sequence[SplitRecord]) -> Sequence[SplitRecord]:
+    """The records, those of ``UnitWriter`` as one plan in the order of their ids.
+
+    Raises:
+        OutputError: some are units, and some are not.
+    """
+    units = sorted((record for record in records if not record.splits), key=lambda record: record.split)
+    if not units:
+        return records
+    if len(units) < len(records):
+        raise OutputError(
+            "batches of ReadDocuments and others came to one WriteFeatures; write each kind to its own folder"
+        )
+    return [replace(record, ordinal=ordinal, splits=len(units)) for ordinal, record in enumerate(units)]
 
 
 def first_lines(records: Sequence[SplitRecord]) -> dict[tuple[int, int], int]:

@@ -128,7 +128,8 @@ class SplitWriter:
             added=self._added,
             base=provenance.base,
         )
-        stage_record(self._output, record)
+        if record.splits:  # of a plan, by which a later job can find it
+            stage_record(self._output, record)
         return record
 
     def abort(self) -> None:
@@ -144,7 +145,8 @@ class SplitWriter:
             raise OutputError(
                 f"split {provenance.ordinal}: part {provenance.part} came after {len(self._parts)} parts; {IN_ORDER}"
             )
-        if provenance.part == len(self._parts) and _lies_in(provenance.source, self._output):
+        new = provenance.part == len(self._parts) and bool(provenance.source)
+        if new and _lies_in(provenance.source, self._output):
             raise OutputError(
                 f"the input {provenance.source!r} lies in the output folder {self._output!r}, so features would be "
                 "read as documents; choose another output folder, or an input that leaves it out"
