@@ -397,5 +397,7 @@ def _matrix(column: pa.Array) -> npt.NDArray[Any]:
 
 def _type_name(kind: str) -> str:
     """Arrow's name of a type as numpy and pandas would say it."""
-    name = kind.replace("halffloat", "float16").replace("item: ", "").replace("element: ", "")
+    name = (
+        kind.replace("halffloat", "float16").replace("item: ", "").replace("element: ", "").replace(" not null>", ">")
+    )
     return re.sub(r"\bdouble\b", "float64", re.sub(r"\bfloat\b", "float32", name))

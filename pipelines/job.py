@@ -127,6 +127,7 @@ def run(
     limit: int | None = None,
     output_format: str = "parquet",
     compression: str = "auto",
+    vector_type: str = "fixed",
     max_shard_bytes: int | None = None,
     beam_options: Sequence[str] = (),
     progress: str = "none",
@@ -169,6 +170,8 @@ def run(
         limit: rows to read, the first ones of the input, for a try; such an output is not gone on from without it.
         output_format: ``parquet`` or ``jsonl``.
         compression: of the files written: ``auto``, ``zstd``, ``gzip``, ``none``; for Parquet also ``snappy``, ``lz4``.
+        vector_type: how Parquet declares vectors: ``fixed`` for fixed-size lists, ``list`` for lists, as Beam's own
+            ``ReadFromParquet(as_rows=True)`` and YAML need; lists always where ``nulls`` keeps rows without a text.
         max_shard_bytes: largest file that is written.
         beam_options: options of Apache Beam, as on the command line. Without ``--runner`` the job runs in this process.
         progress: ``none``, ``log``, ``bar`` or ``auto``.
@@ -194,6 +197,7 @@ def run(
         if_exists=_commit_mode(if_exists, recurring, if_changed),
         max_rejects=max_rejects,
         compression=compression,
+        vector_type=vector_type,
         **_given(max_shard_bytes=max_shard_bytes),
     )
     ledger = writing.ledger(

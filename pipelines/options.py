@@ -380,6 +380,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="of the files written; snappy and lz4 for Parquet only (default auto: zstd for Parquet, none for jsonl)",
     )
     group.add_argument(
+        "--vector-type",
+        choices=("fixed", "list"),
+        default="fixed",
+        help="how Parquet declares vectors; list for Beam's as_rows and YAML, which know no fixed size (default fixed)",
+    )
+    group.add_argument(
         "--max-shard-bytes", type=_count, metavar="N", help="largest file that is written (default 268435456)"
     )
 

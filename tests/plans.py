@@ -61,6 +61,7 @@ class Plan:
     batch_rows: int = 3
     dimensions: int = 4
     dtype: str = "float32"
+    nulls: bool = False
     settings: dict[str, Any] = field(default_factory=_settings)
     weights: str = "abc"
     reading: str = "r"
@@ -193,7 +194,8 @@ class Plan:
             "truncated": pa.array([key % 4 == 0 for key in ids], pa.bool_()),
         }
         for name, column in columns.items():
-            batch = batch.append_column(name, column)
+            field = pa.field(name, column.type, nullable=name != "embedding" or self.nulls)
+            batch = batch.append_column(field, column)
         return state.attach(batch)
 
 

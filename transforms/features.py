@@ -73,6 +73,8 @@ class WriteFeatures(beam.PTransform):
             features need not be in it.
         compression: ``auto`` (zstd for Parquet, none for JSON Lines), ``zstd``, ``gzip``, ``none``, and for Parquet
             ``snappy`` or ``lz4``.
+        vector_type: how Parquet declares vectors: ``fixed`` for fixed-size lists (lists where a vector may be null, as
+            ``nulls="keep"`` allows), or ``list`` for lists, as Beam's own ``ReadFromParquet(as_rows=True)`` takes them.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -90,13 +92,14 @@ class WriteFeatures(beam.PTransform):
     max_shard_bytes: int = 256 << 20
     compression: str = "auto"
     schema: pa.Schema | None = None
+    vector_type: str = "fixed"
 
     def __post_init__(self) -> None:
         super().__init__()
         if self.if_exists not in ("error", "overwrite", "resume"):
             raise SettingsError(f"`if_exists` is {self.if_exists!r}; it must be one of error, overwrite, resume")
         self._limit = parse_max_rejects(self.max_rejects)
-        self._shards = ShardSettings(self.format, self.compression, self.max_shard_bytes)
+        self._shards = ShardSettings(self.format, self.compression, self.max_shard_bytes, self.vector_type)
         self._output = _absolute(self.path)
         self._gave_ledger = False
 

@@ -153,7 +153,7 @@ def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder | Isola
     batch's provenance; in a batch without provenance, where it could not be named, it stays with null features.
 
     Columns, each after ``prefix``:
-        embedding: fixed_size_list<float or halffloat>[dimensions].
+        embedding: fixed_size_list<float or halffloat>[dimensions]; declared not null where every row has a text.
         label: string, the most probable class. score: float, its probability.
         scores: struct of float, the probability of every class.
         input_ids: list<int32>, as the model saw them. token_count: int32, their number.
@@ -199,8 +199,11 @@ def featurize_with_failures(
         batch = replace(provenance, models=(*provenance.models, encoder.identity(spec))).attach(batch)
     whole = np.array_equal(source, np.arange(len(outputs.rows)))
     index = None if whole else pa.array(source, mask=source < 0)
+    # Declared where it is known, so that a writer can tell from the schema alone whether a vector may be null.
+    certain = provenance is not None and not provenance.null_texts and provenance.text == text_columns
     for name, column in zip(spec.columns, outputs.columns, strict=True):
-        batch = batch.append_column(name, column if index is None else column.take(index))
+        field = pa.field(name, column.type, nullable=not (certain and pa.types.is_fixed_size_list(column.type)))
+        batch = batch.append_column(field, column if index is None else column.take(index))
     return batch, failed
 
 

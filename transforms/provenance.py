@@ -121,6 +121,7 @@ class Provenance:
         dtypes: ``Split.dtypes``.
         text: the text columns, joined in this order.
         separator: what joins several text columns.
+        null_texts: whether a row may lack a text in ``text``, so that its features are null.
         id: the id column, if any.
         transient: columns that are read for the model and not written.
         rejects: rows of the split set aside since the previous batch.
@@ -158,6 +159,7 @@ class Provenance:
     dtypes: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     separator: str = " "
+    null_texts: bool = True
     id: str | None = None
     transient: tuple[str, ...] = ()
     rejects: tuple[Reject, ...] = ()

@@ -13,6 +13,7 @@ import duckdb
 import fsspec
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -35,6 +36,7 @@ from distilbeam.transforms.inference import Embed, Tokenize
 from distilbeam.transforms.output.history import Base
 from distilbeam.transforms.output.manifest import load_manifest
 from distilbeam.transforms.output.shards import ShardSettings
+from distilbeam.transforms.output.vectors import stored_schema
 from distilbeam.transforms.provenance import Provenance
 from distilbeam.transforms.rejects import RejectLimit
 from tests.plans import Plan, s3_bucket
@@ -101,7 +103,7 @@ def test_other_libraries_read_the_same(tmp_path: Path, plan: Plan) -> None:
     expected = plan.table.sort_by("id")
 
     read = ds.dataset(output).to_table().sort_by("id").replace_schema_metadata(None)
-    assert read.schema.field("embedding").type == pa.list_(pa.field("element", pa.float32()), 4)
+    assert read.schema.field("embedding").type == pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
     assert read.to_pylist() == expected.to_pylist()
     assert read.schema.names == expected.schema.names
     for name in ("id", "when", "price", "tags", "kind", "score", "token_count", "truncated"):
@@ -178,8 +180,9 @@ def test_float16_vectors(tmp_path: Path) -> None:
     assert np.array_equal(np.stack(frame["embedding"]), expected)
 
 
-def test_null_features_can_be_read(tmp_path: Path, plan: Plan) -> None:
-    """A split with null vectors beside splits without."""
+def test_null_features_can_be_read(tmp_path: Path) -> None:
+    """A split with null vectors beside splits without: all shards have the same types."""
+    plan = Plan(nulls=True)
     batches = [list(split) for split in plan.batches]
     batch = batches[1][0]
     column = pa.array([None, *batch["embedding"].to_pylist()[1:]], batch["embedding"].type)
@@ -193,9 +196,55 @@ def test_null_features_can_be_read(tmp_path: Path, plan: Plan) -> None:
     expected = [None if row["id"] == lost else row["embedding"] for row in plan.rows]
     assert table["embedding"].to_pylist() == expected
     assert [None if v is None else list(v) for v in pd.read_parquet(output).sort_values("id")["embedding"]] == expected
-    assert duckdb.sql(f"SELECT count(embedding) FROM read_parquet('{output}/features')").fetchall() == [
-        (len(expected) - 1,)
-    ]
+    counted = duckdb.sql(f"SELECT count(embedding) FROM read_parquet('{output}/features')").fetchall()
+    assert counted == [(len(expected) - 1,)]
+    assert pl.read_parquet(output / "features").sort("id")["embedding"].to_list() == expected
+    kinds = {pq.read_schema(path).field("embedding").type for path in output.glob("features/*")}
+    assert kinds == {pa.list_(pa.field("element", pa.float32(), nullable=False))}
+
+
+def test_a_null_where_none_can_be_is_set_aside(tmp_path: Path, plan: Plan) -> None:
+    """A step of the user's own may break what the schema says."""
+    batch = plan.batches[1][0]
+    index = batch.schema.get_field_index("embedding")
+    column = pa.array([None, *batch["embedding"].to_pylist()[1:]], batch["embedding"].type)
+    broken = batch.set_column(index, batch.schema.field(index), column)
+    output = tmp_path / "out"
+    summary = run(output, [[broken if each is batch else each for each in split] for split in plan.batches])
+    assert summary["rejects"] == len(plan.rejects) + 1
+    lost = batch["id"][0].as_py()
+    assert sorted_rows(ds.dataset(output).to_table()) == [row for row in plan.rows if row["id"] != lost]
+    rejects = ds.dataset(output / "_rejects").to_table().to_pylist()
+    (reject,) = (row for row in rejects if row["stage"] == "write")
+    assert (reject["id"], "'embedding'" in reject["reason"]) == (str(lost), True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_vectors_as_lists(tmp_path: Path, dtype: str) -> None:
+    plan = Plan(dtype=dtype)
+    run(tmp_path / "fixed", plan.batches)
+    run(tmp_path / "list", plan.batches, vector_type="list")
+    element = pa.field("element", pa.float32() if dtype == "float32" else pa.float16(), nullable=False)
+    for name, kind in (("fixed", pa.list_(element, 4)), ("list", pa.list_(element))):
+        kinds = {pq.read_schema(path).field("embedding").type for path in (tmp_path / name).glob("features/*")}
+        assert kinds == {kind}
+        assert sorted_rows(ds.dataset(tmp_path / name).to_table()) == plan.rows
+        assert dict(load_manifest(str(tmp_path / name)).schema)["embedding"] == str(kind)
+    with pytest.raises(OutputExistsError, match="`vector_type` was 'fixed', is 'list'"):
+        WriteFeatures(tmp_path / "fixed", if_exists="resume", vector_type="list").ledger(plan.settings).finished(
+            plan.splits
+        )
+
+
+def test_lists_of_fixed_size_in_the_input_are_lists_too_where_that_is_asked() -> None:
+    fixed = pa.list_(pa.float32(), 2)
+    schema = pa.schema([("a", fixed), ("b", pa.struct([("c", pa.list_(fixed))])), ("d", pa.int8())], {b"k": b"v"})
+    table = pa.Table.from_pylist([{"a": [1, 2], "b": {"c": [[3, 4], None]}, "d": 1}, {"a": None}], schema)
+    assert stored_schema(schema, ["x"], "fixed") == schema
+    stored = stored_schema(schema, ["x"], "list")
+    assert "fixed_size" not in str(stored)
+    assert stored.metadata == schema.metadata
+    assert table.cast(stored).to_pylist() == table.to_pylist()
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd", "gzip"])
@@ -409,6 +458,29 @@ def test_a_split_of_rejects_only_has_no_shard(tmp_path: Path) -> None:
     assert len(plan.splits) == 2
     assert [len(record.shards) for record in load_manifest(str(tmp_path / "out")).records] == [1, 0]
     assert len(list((tmp_path / "out" / "_rejects").iterdir())) == 1
+
+
+@pytest.mark.parametrize("vector_type", ["fixed", "list"])
+def test_an_output_without_rows_has_one_shard_that_tells_its_columns(tmp_path: Path, vector_type: str) -> None:
+    plan = Plan(files=7, lines=6, lines_per_part=6, parts_per_split=1)
+    for split in plan.batches:
+        for number, batch in enumerate(split):
+            split[number] = Provenance.of(batch).attach(batch.slice(0, 0))
+    plan.batches = [
+        [replace(note, seen=len(note.rejects), last=True).attach(batch)]
+        for split in plan.batches
+        for batch in split[-1:]
+        for note in [replace(Provenance.of(batch), sequence=0)]
+    ]
+    output = tmp_path / "out"
+    assert run(output, plan.batches, vector_type=vector_type)["shards"] == 1
+    (path,) = (output / "features").iterdir()
+    empty = pq.read_table(path)
+    run(tmp_path / "full", Plan().batches, vector_type=vector_type)
+    assert empty.num_rows == 0
+    assert empty.schema == pq.read_schema(next((tmp_path / "full").glob("features/*")))
+    assert pl.read_parquet(output / "features").shape == pd.read_parquet(output).shape == empty.shape
+    assert duckdb.sql(f"SELECT count(embedding) FROM read_parquet('{output}/features')").fetchall() == [(0,)]
 
 
 def test_existing_output(tmp_path: Path, plan: Plan) -> None:

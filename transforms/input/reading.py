@@ -368,6 +368,7 @@ def _provenance(split: Split, settings: ReadSettings) -> Provenance:
         reading=split.reading,
         text=settings.text,
         separator=settings.separator,
+        null_texts=settings.nulls == "keep",
         id=settings.id,
         transient=settings.transient,
         rejects_include_text=settings.rejects_include_text,

@@ -17,7 +17,14 @@ from distilbeam.transforms.storage import filesystems
 from .manifest import Manifest
 from .records import STAGING, SplitRecord, identity
 
-__all__ = ["check_records", "check_rejects", "first_lines", "warn_of_mixed_precision", "warn_of_unread_keys"]
+__all__ = [
+    "check_records",
+    "check_rejects",
+    "first_lines",
+    "warn_of_mixed_precision",
+    "warn_of_unread_keys",
+    "without_empty_shards",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +98,16 @@ def _numbered(records: Sequence[SplitRecord]) -> Sequence[SplitRecord]:
             "batches of ReadDocuments and others came to one WriteFeatures; write each kind to its own folder"
         )
     return [replace(record, ordinal=ordinal, splits=len(units)) for ordinal, record in enumerate(units)]
+
+
+def without_empty_shards(records: Sequence[SplitRecord]) -> list[SplitRecord]:
+    """The records without shards that have no rows; an output without rows keeps one, which tells its columns."""
+    rows = any(record.rows for record in records)
+    kept = None if rows else next((shard for record in records for shard in record.shards), None)
+    return [
+        replace(record, shards=tuple(shard for shard in record.shards if shard.rows or shard is kept))
+        for record in records
+    ]
 
 
 def first_lines(records: Sequence[SplitRecord]) -> dict[tuple[int, int], int]:

@@ -27,7 +27,14 @@ from distilbeam.transforms.errors import InputError, OutputError, OutputExistsEr
 from distilbeam.transforms.rejects import REJECTS_SCHEMA, RejectLimit
 from distilbeam.transforms.storage import filesystems
 
-from .accounting import check_records, check_rejects, first_lines, warn_of_mixed_precision, warn_of_unread_keys
+from .accounting import (
+    check_records,
+    check_rejects,
+    first_lines,
+    warn_of_mixed_precision,
+    warn_of_unread_keys,
+    without_empty_shards,
+)
 from .claims import Claim, other_job
 from .cleaning import clean, clean_alone
 from .history import Base, is_superseded, list_entries, load_entry
@@ -117,7 +124,7 @@ def commit(
         OutputExistsError: the folder holds what must stay.
         RejectLimitError: there are too many rejects. Nothing has become visible.
     """
-    records = check_records(records)
+    records = without_empty_shards(check_records(records))
     target = Manifest(tuple(final_record(record) for record in records))
     if len(target.files) < sum(len(record.files) for record in target.records):
         raise OutputError("two splits have the same file names; set `max_shard_bytes` to another value and run again")

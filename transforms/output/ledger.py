@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from distilbeam.transforms.errors import InputError, OutputError, OutputExistsError, SettingsError
 from distilbeam.transforms.input.discovery import covers
@@ -17,11 +21,13 @@ from distilbeam.transforms.input.limits import plan_splits
 from distilbeam.transforms.input.planning import numbered
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
-from distilbeam.transforms.storage.filesystems import FileInfo, NoFilesError
+from distilbeam.transforms.storage.filesystems import FileInfo, NoFilesError, join, open_input
 
 from . import attempts
 from .increments import COVERED, Misfit, files_of, holding, is_covered, plan_increment
 from .manifest import (
+    STAGING,
+    FileRecord,
     Manifest,
     PartRecord,
     SplitRecord,
@@ -35,7 +41,7 @@ from .manifest import (
     without_path,
 )
 from .precision import check_dtypes, found_dtypes
-from .shards import ShardSettings
+from .shards import ShardSettings, ShardWriter
 from .staging import OutputState, concurrently, difference, stage_record
 
 __all__ = ["Ledger"]
@@ -264,9 +270,21 @@ class _Planning:
         digest = hashlib.sha256(json.dumps(record.as_dict(), sort_keys=True).encode()).hexdigest()
         record = replace(record, split=COVERED + digest[: 32 - len(COVERED)])
         if not self._find(record.split, record.name):
-            stage_record(self._ledger.output, record)
+            stage_record(self._ledger.output, replace(record, shards=self._stage_empty(record.split, earlier)))
         part = Part(files[0].url, "", files[0].size, files[0].version)
         return Split((part,), 0, 0, earlier.schema_of_input, 0, self._digest, record.name, seen=0)
+
+    def _stage_empty(self, split: str, earlier: Manifest) -> tuple[FileRecord, ...]:
+        """A shard without rows and with the columns of an earlier output, in case that nothing is new."""
+        ledger = self._ledger
+        if not earlier.shards:
+            return ()
+        schema = pa.schema([])
+        if ledger.shards.format == "parquet":
+            with open_input(join(str(ledger.since), earlier.shards[0].path)) as file:
+                schema = pq.read_schema(file)
+        stem = f"{STAGING}/{split}-{uuid.uuid4().hex[:12]}"
+        return ShardWriter(ledger.output, stem, schema, ledger.shards).close(empty=True)
 
     def _with_records(self, splits: Sequence[Split]) -> list[Split]:
         """The splits, those that are finished with their record; staged ones made otherwise are forgotten."""

@@ -21,6 +21,7 @@ from distilbeam.transforms.storage import filesystems
 from .jsonlines import to_jsonl
 from .manifest import FileRecord
 from .storable import check_parquet, storable_batch, storable_schema
+from .vectors import VECTOR_TYPES, stored_schema
 
 __all__ = ["ShardSettings", "ShardWriter", "model_metadata", "parquet_bytes"]
 
@@ -41,11 +42,13 @@ class ShardSettings:
         format: ``parquet`` or ``jsonl``.
         compression: ``auto`` (zstd for Parquet, none for JSON Lines) or the name of a codec.
         max_bytes: largest shard, in bytes; a single row may exceed it.
+        vector_type: ``fixed`` (fixed-size lists, save where a vector may be null) or ``list``; JSON Lines have lists.
     """
 
     format: str = "parquet"
     compression: str = "auto"
     max_bytes: int = 256 << 20
+    vector_type: str = "fixed"
 
     def __post_init__(self) -> None:
         if self.format not in _COMPRESSIONS:
@@ -61,6 +64,10 @@ class ShardSettings:
             )
         if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 1:
             raise SettingsError(f"`max_shard_bytes` is {self.max_bytes!r}; give a whole number of bytes, at least 1")
+        if self.vector_type not in VECTOR_TYPES:
+            raise SettingsError(f"`vector_type` is {self.vector_type!r}; it must be one of {', '.join(VECTOR_TYPES)}")
+        if self.format == "jsonl":
+            object.__setattr__(self, "vector_type", "list")
 
     @property
     def suffix(self) -> str:
@@ -75,7 +82,8 @@ class ShardSettings:
 class ShardWriter:
     """Writes record batches of one schema to files ``{stem}-000{suffix}``, ``-001`` and so on below a folder.
 
-    A file is begun with the first row, so none is empty. No file is visible before it is complete.
+    A file is begun with the first row, so none is empty unless that is asked for. No file is visible before it is
+    complete.
 
     Args:
         root: path or URL of the folder that the paths of the returned records start from.
@@ -83,20 +91,28 @@ class ShardWriter:
         schema: schema of the batches; its metadata goes into Parquet files.
         settings: what shapes the files.
         texts: columns that hold documents, which hardly repeat and are not searched by their order.
+        vectors: columns that hold vectors of a model.
 
     Raises:
         OutputError: a column is of a type that Parquet does not have.
     """
 
     def __init__(
-        self, root: str, stem: str, schema: pa.Schema, settings: ShardSettings, texts: Collection[str] = ()
+        self,
+        root: str,
+        stem: str,
+        schema: pa.Schema,
+        settings: ShardSettings,
+        texts: Collection[str] = (),
+        vectors: Collection[str] = (),
     ) -> None:
         self._root = root
         self._texts = texts
         self._stem = stem
         self._schema = self._stored = storable_schema(schema)
         if settings.format == "parquet":
-            check_parquet(self._schema)
+            self._stored = stored_schema(self._schema, vectors, settings.vector_type)
+            check_parquet(self._stored)
         self._settings = settings
         self._limit = min(_BUFFER_BYTES[settings.format], settings.max_bytes)
         self._buffer: list[pa.RecordBatch] = []
@@ -116,9 +132,15 @@ class ShardWriter:
             self._buffer.append(piece)
             self._buffered += piece.nbytes
 
-    def close(self) -> tuple[FileRecord, ...]:
-        """Completes the files, in order; none if there were no rows."""
+    def close(self, *, empty: bool = False) -> tuple[FileRecord, ...]:
+        """Completes the files, in order.
+
+        Args:
+            empty: whether there is to be a file, which tells the columns, even if there were no rows.
+        """
         self._flush()
+        if empty and not self._done and self._file is None:
+            self._begin(self._stored)
         self._roll()
         return tuple(self._done)
 
@@ -155,10 +177,12 @@ class ShardWriter:
         file = self._file
         if file is not None and (file.size + size > self._settings.max_bytes or file.schema != schema):
             self._roll()
-        if self._file is None:
-            path = f"{self._stem}-{len(self._done):03d}{self._settings.suffix}"
-            self._file = _File(self._root, path, schema, self._settings, self._texts)
-        self._file.write(data, table.num_rows)
+        (self._file or self._begin(schema)).write(data, table.num_rows)
+
+    def _begin(self, schema: pa.Schema) -> _File:
+        path = f"{self._stem}-{len(self._done):03d}{self._settings.suffix}"
+        self._file = _File(self._root, path, schema, self._settings, self._texts)
+        return self._file
 
     def _roll(self) -> None:
         if self._file is not None:
@@ -296,10 +320,11 @@ def _pandas_metadata(encoded: bytes, names: set[str]) -> bytes:
 def _readable_schema(table: pa.Table, stored: pa.Schema) -> pa.Schema:
     """The schema stored so far, with fixed-size lists that hold nulls declared as plain lists from here on.
 
-    Arrow writes null fixed-size lists to Parquet but cannot read them back. Stored bytes are alike, and readers of
-    several files bring both kinds together.
+    Arrow writes null fixed-size lists to Parquet but cannot read them back. Stored bytes are alike. Columns of models
+    are lists from the beginning where they may hold nulls (see ``vectors``), and Arrow reads none from an input, so
+    these come from a step of the user's own.
     """
-    for index, column in enumerate(table.schema):
+    for index, column in enumerate(stored):
         if pa.types.is_fixed_size_list(column.type) and table.column(index).null_count:
             stored = stored.set(index, column.with_type(pa.list_(column.type.value_field)))
     return stored

@@ -28,6 +28,7 @@ from .records import (
 )
 from .shards import ShardSettings, ShardWriter, model_metadata, parquet_bytes
 from .staging import stage_record
+from .vectors import stored_schema, vector_columns
 
 __all__ = ["ALL_BATCHES", "IN_ORDER", "SplitWriter"]
 
@@ -93,10 +94,7 @@ class SplitWriter:
         batch = batch.drop_columns(sorted(unwanted)) if unwanted else batch
         self._check(batch.schema, provenance)
         if batch.num_rows:
-            if self._shards is None:
-                schema = model_metadata(self._models, Provenance.strip(batch.schema))
-                self._shards = ShardWriter(self._output, self._stem, schema, self._settings, provenance.text)
-            self._shards.write(batch)
+            self._writer(batch.schema, provenance).write(batch)
             self._statistics += _statistics(batch, self._models)
         if provenance.rejects:
             table = rejects_table(provenance)
@@ -109,7 +107,9 @@ class SplitWriter:
         Args:
             provenance: that of the last batch.
         """
-        shards = self._shards.close() if self._shards else ()
+        # A split without rows has a shard without rows; the commit keeps one if the whole output has none.
+        writer = self._shards or (None if self._schema is None else self._writer(self._schema, provenance))
+        shards = writer.close(empty=True) if writer else ()
         record = SplitRecord(
             split=self._split,
             ordinal=provenance.ordinal,
@@ -119,7 +119,7 @@ class SplitWriter:
             shards=shards,
             rejects_file=self._write_rejects(),
             statistics=self._statistics,
-            schema=describe_schema(self._schema) if self._schema else (),
+            schema=describe_schema(self._stored_schema()),
             models=self._models,
             writer=self._settings.as_dict(),
             input=provenance.schema,
@@ -138,6 +138,21 @@ class SplitWriter:
             self._shards.abort()
         with suppress(Exception):
             filesystems.delete(filesystems.join(self._output, self._rejects_path))
+
+    def _writer(self, schema: pa.Schema, provenance: Provenance) -> ShardWriter:
+        """The writer of the rows, begun if need be."""
+        if self._shards is None:
+            schema = model_metadata(self._models, Provenance.strip(schema))
+            vectors = vector_columns(self._models)
+            self._shards = ShardWriter(self._output, self._stem, schema, self._settings, provenance.text, vectors)
+        return self._shards
+
+    def _stored_schema(self) -> pa.Schema:
+        """The schema of the files."""
+        schema = self._schema or pa.schema([])
+        if self._settings.format != "parquet":
+            return schema
+        return stored_schema(schema, vector_columns(self._models), self._settings.vector_type)
 
     def _count(self, provenance: Provenance) -> None:
         """Keeps the counts of each part, which grow from batch to batch."""

@@ -37,7 +37,12 @@ def set_aside(batch: pa.RecordBatch, provenance: Provenance, format: str) -> tup
     names = [field.name for field in batch.schema if field.name != ROW and field.name not in provenance.transient]
     texts = [name for name in names if _holds(batch.schema.field(name), _is_text)]
     doubtful = _holds_odd_time if format == "jsonl" else _holds_doubt
-    odd = [name for name in names if _holds(batch.schema.field(name), doubtful)]
+    odd = [
+        name
+        for name in names
+        # Whether a column that may hold no null does so is known without a look at its values.
+        if _holds(batch.schema.field(name).with_nullable(not batch.column(name).null_count), doubtful)
+    ]
     if not batch.num_rows or not (texts or odd):
         return batch, provenance
 
@@ -88,6 +93,9 @@ def _encode(batch: pa.RecordBatch, format: str) -> None:
     if format == "jsonl":
         to_jsonl(batch)
     elif batch.num_rows:
+        # Arrow would write a null list of fixed size as a list of nulls where the column allows no null.
+        if any(column.null_count and not field.nullable for field, column in zip(batch.schema, batch, strict=True)):
+            raise pa.ArrowInvalid("a null where none is allowed")
         pq.write_table(pa.table(batch), pa.MockOutputStream(), compression="none", use_dictionary=False)
 
 
