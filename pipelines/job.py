@@ -16,9 +16,9 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
 from distilbeam.transforms.documents import ReadDocuments
-from distilbeam.transforms.encoder import check_spec
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.features import WriteFeatures
+from distilbeam.transforms.fitness import check_spec
 from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize
 from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.output.increments import Changes, compare, holding

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -20,6 +22,7 @@ from .distilbert.checkpoint import Checkpoint
 from .distilbert.tokenizer import WordPieceTokenizer
 from .errors import DistilbeamError, SettingsError
 from .featurization import FeatureSpec, VectorSettings
+from .fitness import check_spec
 from .halving import find_failing
 from .metrics import LIVE
 from .tokenization import Tokens, tokenize, tokenize_each
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from .distilbert.engine import Engine, Result
 
 __all__ = ["Encoder", "Prediction"]
+
+_log = logging.getLogger(__name__)
 
 _DEVICES = "auto, cpu, cuda or cuda:N"
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -143,7 +148,9 @@ class Encoder:
             SettingsError: a setting is not allowed.
         """
         settings = EngineSettings(device, dtype, threads, token_budget, model_sha256)
-        return cls(Checkpoint.open(str(model), model_sha256), settings)
+        encoder = cls(Checkpoint.open(str(model), model_sha256), settings)
+        encoder._tell()
+        return encoder
 
     @classmethod
     def shared(cls, model: str, settings: EngineSettings) -> Encoder:
@@ -162,9 +169,15 @@ class Encoder:
                 found = cls._shared.get(key)
             if found is None:
                 found = cls(Checkpoint.open(model, settings.model_sha256), settings)
+                if not Path(model).expanduser().is_dir():  # of a folder that is here it was said when the job was built
+                    found._tell()
                 with cls._shared_lock:
                     cls._shared[key] = found
             return found
+
+    def _tell(self) -> None:
+        for sentence in self.checkpoint.unheeded:
+            _log.warning("%s", sentence)
 
     @property
     def engine(self) -> Engine:
@@ -355,38 +368,6 @@ def _listed(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise SettingsError(f"text {position} is a {type(text).__name__}; give strings only")
     return listed
-
-
-def check_spec(checkpoint: Checkpoint, spec: FeatureSpec) -> None:
-    """Hold a spec against a checkpoint, without weights.
-
-    Raises:
-        SettingsError: the checkpoint cannot give what the spec asks for.
-    """
-    limit = checkpoint.config.max_position_embeddings
-    if spec.needs_encoder and spec.max_length is not None and spec.max_length > limit:
-        raise SettingsError(f"`max_length` is {spec.max_length}; {checkpoint.id} reads at most {limit} tokens")
-    if spec.needs_classes and not checkpoint.labels:
-        raise SettingsError(
-            f"{checkpoint.id} has no classification head, so it gives no label; take a fine-tuned checkpoint"
-        )
-    values = checkpoint.regression and len(checkpoint.labels) > 1
-    if values and any(name in spec.features for name in ("label", "score")):
-        raise SettingsError(
-            f"{checkpoint.id} has {len(checkpoint.labels)} outputs that are values and no classes (problem_type "
-            "regression), so none of them is the label; ask for the feature 'scores' alone"
-        )
-    if "embedding" in spec.features:
-        if spec.pooling is None and checkpoint.sentence.unsupported:
-            raise SettingsError(
-                f"{checkpoint.id} cannot be embedded as published: {checkpoint.sentence.unsupported}: "
-                f"{checkpoint.sentence.cure}"
-            )
-        poolings = 1 if spec.pooling else len(checkpoint.sentence.pooling.split("+"))
-        if spec.dimensions is not None and spec.dimensions > poolings * checkpoint.config.dim:
-            raise SettingsError(
-                f"`dimensions` is {spec.dimensions}; {checkpoint.id} has {poolings * checkpoint.config.dim}"
-            )
 
 
 def _class_columns(scores: npt.NDArray[np.float32], labels: Sequence[str]) -> dict[str, pa.Array]:

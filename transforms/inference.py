@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,15 +16,18 @@ from typing_extensions import Unpack
 
 from . import schema_rows
 from .distilbert.checkpoint import Checkpoint
-from .encoder import Encoder, EngineSettings, check_spec
+from .encoder import Encoder, EngineSettings
 from .errors import SettingsError
 from .featurization import FeatureSpec
+from .fitness import check_spec
 from .watchdog import STALL_TIMEOUT
 from .workers import FAILED, FeaturizeBatches, FeaturizeRows, wrong_element
 
 __all__ = ["Classify", "Embed", "Featurize", "Tokenize"]
 
 _DICTS = (typehints.DictHint.DictConstraint, typehints.MappingHint.MappingTypeConstraint)
+
+_log = logging.getLogger(__name__)
 
 
 class _Text(TypedDict, total=False):
@@ -152,7 +156,10 @@ class Featurize(beam.PTransform):
 
     def expand(self, documents: beam.PCollection) -> Any:
         if Path(self.model).expanduser().is_dir():
-            check_spec(Checkpoint.open(self.model, self.engine.model_sha256), self.spec)
+            checkpoint = Checkpoint.open(self.model, self.engine.model_sha256)
+            check_spec(checkpoint, self.spec)
+            for sentence in checkpoint.unheeded:
+                _log.warning("%s", sentence)
         kind = documents.element_type
         settings = self.model, self.engine, self.spec, self.stall_timeout, self._apart
         computing: beam.DoFn

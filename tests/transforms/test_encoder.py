@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from distilbeam.transforms import Encoder, Prediction
-from distilbeam.transforms.encoder import EngineSettings, check_spec
+from distilbeam.transforms.encoder import EngineSettings
 from distilbeam.transforms.errors import DistilbeamError, SettingsError
 from distilbeam.transforms.featurization import FeatureSpec
+from distilbeam.transforms.fitness import check_spec
 from distilbeam.transforms.output.manifest import identity
 from tests.checkpoints import DIM, UNCASED_VOCABULARY, Checkpoints, edit_json, edit_tensors
 

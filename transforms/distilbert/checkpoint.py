@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .location import locate
 from .sentence import SentenceSettings, read_sentence_settings
 from .sharded import ShardedWeights, find_weights
 from .tokenizer import TokenizerFiles, check_tokenizer_config
+from .unheeded import check_settings, unheeded
 
 __all__ = ["Checkpoint", "ModelConfig"]
 
@@ -30,6 +31,8 @@ _SIZES = {
     "n_heads": (12, 1, 65_536),
     "hidden_dim": (3_072, 1, 1_000_000),
 }
+# As transformers takes them too.
+_OTHER_NAMES = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
 # Of the encoder, but no weights: old checkpoints carry the numbers of their positions.
@@ -57,6 +60,14 @@ class ModelConfig:
             )
         _check_no_code(config, path)
         sizes = {name: config.get(name, default) for name, (default, _, _) in _SIZES.items()}
+        for other, name in _OTHER_NAMES.items():
+            if other in config:
+                if config.get(name, config[other]) != config[other]:
+                    raise CheckpointError(
+                        f"{shown(path)}: {name} is {shown(config[name])} and {other}, another name of it, "
+                        f"{shown(config[other])}; take the wrong one out"
+                    )
+                sizes[name] = config[other]
         for name, value in sizes.items():
             _, least, most = _SIZES[name]
             if type(value) is not int or not least <= value <= most:
@@ -111,6 +122,7 @@ class Checkpoint:
         regression: whether the outputs of the classification head are values, not classes.
         weights: model.safetensors, or the files of its index, as they were when they were verified.
         tokenizer_sha256: SHA-256 over the files that determine the tokenizer.
+        unheeded: a sentence for each place with settings or files that are neither heeded nor known to change nothing.
     """
 
     folder: Path
@@ -126,6 +138,7 @@ class Checkpoint:
     max_length: int
     weights: WeightsFile | ShardedWeights
     tokenizer_sha256: str
+    unheeded: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def open(cls, model: str, sha256: str | None = None) -> Checkpoint:
@@ -144,6 +157,7 @@ class Checkpoint:
         path = folder / "config.json"
         config = read_json(path)
         shape = ModelConfig.parse(config, path)
+        check_settings(location.folder, folder, config)
         weights = find_weights(folder)
         if sha256 is not None:
             _check_pin(weights, sha256)
@@ -169,6 +183,7 @@ class Checkpoint:
             max_length=_max_length(folder, sentence, shape),
             weights=weights,
             tokenizer_sha256=tokenizer.sha256,
+            unheeded=unheeded(location.folder, folder),
         )
 
     @property
@@ -277,7 +292,8 @@ def _labels(config: Mapping[str, Any], tensors: Tensors, shape: ModelConfig, wei
 def _max_length(folder: Path, sentence: SentenceSettings, shape: ModelConfig) -> int:
     limit = sentence.max_length
     if limit is None and is_there(folder / "tokenizer_config.json"):
-        limit = read_json(folder / "tokenizer_config.json").get("model_max_length")
+        settings = read_json(folder / "tokenizer_config.json")
+        limit = settings.get("model_max_length", settings.get("max_len"))
     # Tokenizers saved without a limit carry a huge float.
     if not isinstance(limit, int | float) or math.isnan(limit) or limit < 3:
         return shape.max_position_embeddings

@@ -150,6 +150,11 @@ def _length(settings: dict[str, Any], path: Path, problems: list[tuple[str, str]
         if isinstance(arguments, dict):
             limit = arguments.get("model_max_length", limit)
             _unheeded(arguments, {"model_max_length", "local_files_only", "trust_remote_code"}, old, problems)
+    harmless = {"dtype", "torch_dtype", "attn_implementation", "local_files_only", "trust_remote_code"}
+    for part in ("model_args", "model_kwargs", "config_args", "config_kwargs"):
+        arguments = settings.get(part)
+        if isinstance(arguments, dict):
+            _unheeded(arguments, harmless, part, problems)
     calls = settings.get("processing_kwargs")
     for part in ("common", "text"):
         arguments = calls.get(part) if isinstance(calls, dict) else None

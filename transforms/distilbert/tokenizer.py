@@ -250,9 +250,21 @@ def _from_json(files: TokenizerFiles, vocab_size: int) -> Tokenizer:
         state = parse_json(files.contents[0], path, unique=True)
     except CheckpointError:
         raise CheckpointError(f"cannot read the tokenizer {shown(path)}: it is not valid JSON") from None
-    control = control_tokens(config) | {*CONTROL_ROLES.values()}
-    state = checked(state, path, vocab_size, control)
     declared = declared_tokens(config, files.numbers, path.parent, defaults=False)
+    control = control_tokens(config) | {*CONTROL_ROLES.values()}
+    if isinstance(state, dict) and config.get("split_special_tokens"):
+        control |= {entry.token.content for entry in declared if entry.token.special}
+        stored_tokens = state.get("added_tokens")
+        for token in stored_tokens if isinstance(stored_tokens, list) else ():
+            if isinstance(token, dict) and token.get("special") and isinstance(token.get("content"), str):
+                control |= {token["content"]}
+    cut = state.get("truncation") if isinstance(state, dict) else None
+    if isinstance(cut, dict) and cut.get("direction") == "Left" and "truncation_side" not in config:
+        raise CheckpointError(
+            f"{shown(path)} keeps the end of a long text (truncation); distilbeam keeps its beginning: set its "
+            "direction to Right if that will do"
+        )
+    state = checked(state, path, vocab_size, control)
     bert = config.get("tokenizer_class") in _BERT_CLASSES
     if bert and "added_tokens_decoder" in config:
         known = {token.token.content for token in declared}
@@ -295,7 +307,10 @@ def _from_vocab(files: TokenizerFiles, vocab_size: int) -> Tokenizer:
         single=f"{cls} $A {sep}", pair=None, special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])]
     )
     declared = declared_tokens(config, files.numbers, path.parent, defaults=True)
-    _declare(tokenizer, declared, frozenset(special.values()), path, vocab_size, {})
+    control = set(special.values())
+    if config.get("split_special_tokens"):
+        control |= {entry.token.content for entry in declared if entry.token.special}
+    _declare(tokenizer, declared, control, path, vocab_size, {})
     return tokenizer
 
 
