@@ -46,6 +46,11 @@ def show_summary(summary: Summary, console: Console) -> None:
     if summary.unread:
         keys = ", ".join(map(repr, summary.unread[:_MAX_KEYS])) + (", ..." if len(summary.unread) > _MAX_KEYS else "")
         told.append(f"keys of JSON objects that are no columns of the output: {_clean(keys)}")
+    if summary.losses.files:
+        lost = f"about {summary.losses.rows:,} more rows" if summary.losses.unknown is None else "more rows"
+        told.append(
+            f"lost: {lost} of {_plural(summary.losses.files, 'damaged file')}, for which one reject stands each"
+        )
     if summary.rejects:
         told.append(f"rejected rows, with reasons: {summary.output.rstrip('/')}/_rejects")
     for line in told:

@@ -7,7 +7,7 @@ import inspect
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import apache_beam as beam
@@ -22,6 +22,7 @@ from distilbeam.transforms.fitness import check_spec
 from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize
 from distilbeam.transforms.metrics import LIVE
 from distilbeam.transforms.output.increments import Changes, compare, holding
+from distilbeam.transforms.output.losses import Losses, lost_rows
 from distilbeam.transforms.output.manifest import Manifest, SplitRecord, find_manifest, load_manifest
 
 from .failures import recover
@@ -50,6 +51,7 @@ class Summary:
         resumed: splits that an earlier run had finished; None where that was not measured.
         shards: files of the output.
         bytes: bytes of these files.
+        losses: what damaged files have lost beside the rejects.
         unread: keys of JSON objects that are no columns of the output.
         changes: how the output differs from the one it went on from; None unless the run was incremental.
     """
@@ -67,6 +69,7 @@ class Summary:
     shards: int
     bytes: int
     unread: tuple[str, ...] = ()
+    losses: Losses = field(default_factory=Losses)
     changes: Changes | None = None
 
     @property
@@ -156,7 +159,7 @@ def run(
         csv_quote: character around fields of CSV files; empty if quotes are text.
         csv_escape: character before one that is text in CSV files; by default none, two quotes are one.
         bad_files: what becomes of a damaged file: ``fail`` ends the job, ``reject`` sets aside what cannot be read,
-            each row where a Parquet footer tells their number, else one reject for each part of the file.
+            each row where a footer tells their number, else one reject that counts as the rows it stands for.
         if_exists: what to do with an output that is there: ``error``, ``overwrite`` or ``resume``.
         incremental: keep the output in step with a growing input: only new and changed files are read, and rows of
             files that are gone leave it. It works on a first run too, and resumes one that was cut off.
@@ -357,4 +360,5 @@ def _summary(manifest: Manifest, output: str, seconds: float) -> Summary:
         shards=len(manifest.shards),
         bytes=sum(shard.bytes for shard in manifest.shards),
         unread=manifest.unread,
+        losses=lost_rows(manifest.records),
     )

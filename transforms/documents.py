@@ -70,8 +70,9 @@ class ReadDocuments(beam.PTransform):
             of a row group or batch take in the file, and that the window of a compressed file may; what needs more is a
             bad file.
         bad_files: what becomes of a file that is damaged, wholly or from some row on: ``fail`` ends the job, ``reject``
-            sets aside what cannot be read: each row where a Parquet footer tells their number, else one reject for each
-            part of the file, however many rows it may have held.
+            sets aside what cannot be read: each row where a footer tells their number, else one reject that stands for
+            all. It counts as many rows as the rest of the file may have held, or as the other files hold; where
+            neither tells, it is within no percentage of ``max_rejects``.
         rejects_include_text: whether a reject holds the text of the line.
         columns: names of the columns of CSV and TSV files without a header, all of them and in order, such as
             ``["id", "text"]`` or ``"id,text"``.

@@ -110,6 +110,7 @@ class Provenance:
         last: whether this is the split's last batch. Every split has one, with zero rows if need be.
         seen: rows read so far from this part, good and bad, so the last batch of a part tells its total.
         lines: physical lines, or rows where ``unit`` is ``row``, read so far from this part; blank lines count.
+        lost: rows that a damage of the file has taken beside the rejects, about; None where nobody knows.
         unit: what ``ROW`` counts: ``row`` (records from 0) or ``line`` (physical lines from 1).
         relative: whether ``ROW`` counts from the start of the part, because the file's rows before it are unknown.
         finished: the split needs no work, since the output already has it; the batch has no rows.
@@ -148,6 +149,7 @@ class Provenance:
     last: bool = False
     seen: int = 0
     lines: int = 0
+    lost: int | None = 0
     unit: str = "row"
     relative: bool = False
     finished: bool = False

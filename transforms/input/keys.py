@@ -85,7 +85,7 @@ def _survey(
     with (
         suppress(InputError),  # whatever is wrong is told when the file is read
         reading(file.info.url),
-        open_stream(file.info.url, file.compression, settings.decode_bytes) as stream,
+        open_stream(file.info.url, file.compression, settings.decode_bytes, settings.bad_files == "reject") as stream,
     ):
         found = survey(
             stream,

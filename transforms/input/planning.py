@@ -204,7 +204,8 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
         with reading(url), open_stream(url, file.compression, settings.decode_bytes):
             name = settings.text[0] if len(settings.text) == 1 else "text"
         return file, pa.schema([(name, pa.string())])
-    with reading(url), open_stream(url, file.compression, settings.decode_bytes) as stream:
+    lenient = settings.bad_files == "reject"  # then rows before a damage are read, so they have a say
+    with reading(url), open_stream(url, file.compression, settings.decode_bytes, lenient) as stream:
         if file.format == "jsonl":
             found, count = jsonl.infer(stream, settings.text, settings.max_line_bytes, settings.as_text, settled=False)
             return replace(file, empty=not count), pa.schema(found)

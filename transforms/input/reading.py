@@ -22,6 +22,7 @@ from .formats.base import Chunk, count_leaves, decode_text, is_text_type, readin
 from .formats.compression import open_stream
 from .formats.kinds import CONTAINERS
 from .formats.lines import BadLine, Block, find_invalid_utf8, parse, read_blocks
+from .losses import estimate_lost
 from .partitions import filled, partition_value
 from .planning import read_schema
 from .read_settings import ReadSettings
@@ -57,7 +58,7 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
             batch, rejects = _select(chunk, part, schema, settings)
             rows.add(batch)
             pending += sorted(rejects, key=_position)
-            provenance = replace(provenance, seen=chunk.seen, lines=chunk.lines)
+            provenance = replace(provenance, seen=chunk.seen, lines=chunk.lines, lost=chunk.lost)
             while (full := rows.pop()) is not None or len(pending) > MAX_REJECTS:
                 now = replace(provenance, sequence=sequence, rejects=_taken(pending))
                 yield now.attach(rows.empty if full is None else full)
@@ -117,8 +118,11 @@ def count_rows(part: Part, settings: ReadSettings, most: int) -> int:
     Raises:
         InputError: the file cannot be read.
     """
-    if part.format == "parquet":
-        return most if part.stop is None else min(part.stop - part.start, most)
+    if part.format in CONTAINERS:
+        if part.stop is not None:
+            return min(part.stop - part.start, most)
+        texts = pa.schema([(name, pa.string()) for name in settings.text])
+        return min(sum(len(chunk.rows) for chunk in _read_parquet(part, texts, settings)), most)
     names, count = _header(part, settings), 0
     with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
         for block in _blocks(part, stream, settings):
@@ -147,29 +151,32 @@ def _limited(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:
 def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
     """The chunks of a part; if the file cannot be read on, and the settings say so, the rest is set aside.
 
-    Where the file's footer says how many rows are left each is a reject; else one reject stands for all.
+    Where the file's footer says how many rows are left each is a reject; else one reject stands for all, and ``lost``
+    tells how many more there were.
     """
-    seen = lines = 0
+    seen = lines = position = 0
     try:
         for chunk in _read_part(part, schema, settings, unread):
-            seen, lines = chunk.seen, chunk.lines
+            seen, lines, position = chunk.seen, chunk.lines, chunk.position
             yield chunk
     except InputError as error:
         if settings.bad_files == "fail" or error.reason is None:
             raise
         reason = f"the file cannot be read{' from here on' if seen else ''}: {error.reason}"
         first, left = lines + 1, 1
+        lost = estimate_lost(part, seen, position)
         if part.format in (*CONTAINERS, "csv"):
             first = part.start + lines
             if part.stop is not None:
-                left = part.stop - first
+                left, lost = part.stop - first, 0
                 if left > _MOST_LOST:
-                    reason, left = f"{reason}; by the count of its footer it had {left} more rows here", 1
+                    reason = f"{reason}; by the count of its footer it had {left} more rows here"
+                    left, lost = 1, left - 1
         for at in range(0, left, MAX_REJECTS):
             some = range(first + at, first + min(at + MAX_REJECTS, left))
             rejects = tuple(Reject.of("read", "BadFile", reason, row=row) for row in some)
             seen, lines = seen + len(some), lines + len(some)
-            yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), rejects, seen, lines)
+            yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), rejects, seen, lines, position, lost)
 
 
 def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
@@ -211,11 +218,14 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings, unread: U
     offset = int(part.format == "csv")  # its rows count from 0, lines from 1
     most = max(1, min(_MOST_LINES, _MOST_CELLS // max(count_leaves(schema), 1)))
     with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
+        position = 0
         for block in _blocks(part, stream, settings):
+            position += block.length if isinstance(block, BadLine) else len(block.data)
+            place = stream.consumed if part.compression else position
             if isinstance(block, BadLine):
                 reject = Reject.of("read", block.error, block.reason, row=block.number, length=block.length)
                 seen, lines = seen + 1, max(lines, block.number + offset)
-                yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (reject,), seen, lines)
+                yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (reject,), seen, lines, place)
                 continue
             documents = _documents(part, block, names, settings)
             for first in range(0, len(documents), most):
@@ -223,10 +233,10 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings, unread: U
                 seen, lines = seen + len(some), max(lines, int(some.numbers[-1]) + offset)
                 batches, rows, rejects = parse(some, parser, diagnose, include_text=settings.rejects_include_text)
                 batch = _joined(batches) if batches else _empty(pa.schema([]))
-                yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines)
+                yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines, place)
             if int(block.numbers[-1]) + offset > lines:  # ends with lines that are no rows
                 lines = int(block.numbers[-1]) + offset
-                yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (), seen, lines)
+                yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (), seen, lines, place)
 
 
 def _blocks(part: Part, stream: Any, settings: ReadSettings) -> Iterator[Block | BadLine]:

@@ -14,6 +14,7 @@ from distilbeam.transforms.errors import OutputError, RejectLimitError
 from distilbeam.transforms.rejects import RejectLimit
 from distilbeam.transforms.storage import filesystems
 
+from .losses import lost_rows
 from .manifest import Manifest
 from .records import STAGING, SplitRecord, identity
 
@@ -124,10 +125,19 @@ def first_lines(records: Sequence[SplitRecord]) -> dict[tuple[int, int], int]:
 def check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLimit) -> None:
     """Raises RejectLimitError if more rows were set aside than the limit allows; names the most frequent causes."""
     rejects, seen = sum(record.rejects for record in records), sum(record.seen for record in records)
-    if limit.exceeded(rejects, seen):
+    losses = lost_rows(records)
+    if losses.unknown is not None and limit.fraction is not None:
         raise RejectLimitError(
-            f"{rejects} of {seen} rows were set aside, more than the {limit} that `max_rejects` allows; nothing was "
-            f"committed. Most frequent: {_causes(output, records)}. All reasons are in "
+            f"{losses.unknown!r} is damaged, and nothing tells how many rows it has lost, so they are within no share "
+            f"of {limit}; nothing was committed. Repair the file, or set `max_rejects` to a number of rows or to none "
+            "and run again with `if_exists='resume'`, which keeps the finished work"
+        )
+    rejects, seen = rejects + losses.rows, seen + losses.rows
+    if limit.exceeded(rejects, seen):
+        told = f", about {losses.rows} of them lost in damaged files" if losses.rows else ""
+        raise RejectLimitError(
+            f"{rejects} of {seen} rows were set aside{told}, more than the {limit} that `max_rejects` allows; nothing "
+            f"was committed. Most frequent: {_causes(output, records)}. All reasons are in "
             f"{filesystems.join(output, STAGING, '*-rejects.parquet')!r}, with lines counted from the start of each "
             "split; repair the input, or raise `max_rejects` and run again with `if_exists='resume'`, which keeps the "
             "finished work"

@@ -65,6 +65,7 @@ class PartRecord:
         version: what changes when the file does, as ``Part.version``.
         start: first byte or row of the part, as ``Part.start``.
         stop: end of the part, as ``Part.stop``.
+        lost: rows that a damage of the file has taken beside the rejects, about; None where nobody knows.
     """
 
     source: str
@@ -75,6 +76,7 @@ class PartRecord:
     version: str = ""
     start: int = 0
     stop: int | None = None
+    lost: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ class SplitRecord:
                 isinstance(part.relative, bool),
                 all(is_count(count) for count in (part.seen, part.lines, part.size, part.start)),
                 part.stop is None or is_count(part.stop),
+                part.lost is None or is_count(part.lost),
             )
         for file in self.files:
             file.check()

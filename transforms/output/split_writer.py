@@ -175,6 +175,7 @@ class SplitWriter:
             provenance.version,
             provenance.start,
             provenance.stop,
+            provenance.lost,
         )
         self._parts[provenance.part :] = [part]
 

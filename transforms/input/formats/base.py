@@ -39,6 +39,8 @@ class Chunk:
         rejects: the bad rows between the previous chunk and the end of this one.
         seen: rows read so far from the part, good and bad.
         lines: physical lines, or rows where rows are counted, read so far from the part.
+        position: bytes of the file that were read for these rows and all before them, where it is a file of lines.
+        lost: rows that a damage has taken beside the rejects, about; None where nobody knows.
     """
 
     batch: pa.RecordBatch
@@ -46,6 +48,8 @@ class Chunk:
     rejects: tuple[Reject, ...]
     seen: int
     lines: int
+    position: int = 0
+    lost: int | None = 0
 
 
 class Unreadable(Exception):  # noqa: N818 - it never leaves ``reading``

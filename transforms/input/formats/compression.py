@@ -33,10 +33,12 @@ class Unpacked:
         raw: the compressed file.
         compression: ``gzip``, ``bzip2``, ``xz`` or ``zstd``.
         memory: bytes that the window or dictionary of the compression may take.
+        lenient: whether a damage after the first bytes is the end of the file.
     """
 
-    def __init__(self, raw: BinaryIO, compression: str, memory: int) -> None:
+    def __init__(self, raw: BinaryIO, compression: str, memory: int, lenient: bool = False) -> None:
         self._raw = raw
+        self._lenient = lenient
         self._input = _Input(raw)
         self._pieces: Iterator[bytes] = _READERS[compression](self._input, memory)
         self._rest = b""
@@ -79,19 +81,22 @@ class Unpacked:
             pieces.append(piece)
             length += len(piece)
         if self._failure is not None and not length:
+            if self._lenient and self._bytes:
+                return b""
             raise self._failure
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._rest = data[size:]
         return data[:size]
 
 
-def open_stream(url: str, compression: str | None, memory: int) -> Any:
+def open_stream(url: str, compression: str | None, memory: int, lenient: bool = False) -> Any:
     """A binary file for reading, unpacked if it is compressed; streams after the first are read too.
 
     Args:
         url: the file.
         compression: None, ``gzip``, ``bzip2``, ``xz`` or ``zstd``.
         memory: bytes that the window or dictionary of the compression may take.
+        lenient: whether a damage after the first bytes of a compressed file is its end.
 
     Raises:
         InputError: there is no such file, or it cannot be opened.
@@ -104,7 +109,7 @@ def open_stream(url: str, compression: str | None, memory: int) -> Any:
         stream.close()
         raise Unreadable("it is empty, which no compressed file is")
     stream.seek(0)
-    return Unpacked(stream, compression, memory)
+    return Unpacked(stream, compression, memory, lenient)
 
 
 class _Input:
