@@ -103,6 +103,11 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
     if summary is None:
         _say(f"the runner has the job; once it is done, distilbeam inspect {settings['output']} shows the output")
         return 0
+    if settings.get("dry_run"):
+        from .display import show_preview
+
+        show_preview(summary, _console())
+        return 0
     from .display import show_summary
 
     show_summary(summary, _console())

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
     from .inspection import Inspection
     from .job import Summary
+    from .preview import Preview
 
-__all__ = ["show_inspection", "show_summary", "size"]
+__all__ = ["show_inspection", "show_preview", "show_summary", "size"]
 
 _MAX_LABELS = 12
 _MAX_KEYS = 5
+_MAX_FILES = 20
 _NUMBERS = ("commit", "files added", "files removed", "rejected", "rows", "share")
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp")
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -55,6 +57,33 @@ def show_summary(summary: Summary, console: Console) -> None:
         told.append(f"rejected rows, with reasons: {summary.output.rstrip('/')}/_rejects")
     for line in told:
         console.print(Text(line), soft_wrap=True)
+
+
+def show_preview(found: Preview, console: Console) -> None:
+    """Tables on what a job would do."""
+    formats = ", ".join(f"{count:,} {name}" for name, count in sorted(found.formats.items()))
+    facts = [
+        ("output", f"{found.output}: nothing is written, this is a dry run"),
+        (
+            "input",
+            f"{_plural(len(found.files), 'file')} ({formats}), {size(found.bytes)}, {_plural(found.splits, 'split')}",
+        ),
+    ]
+    if found.limit is not None:
+        facts.append(("limit", f"the first {found.limit:,} rows"))
+    if found.known is not None:
+        facts.append(("known", f"{found.known:,} of the files are in an earlier output as they are, and are not read"))
+    facts += [("file", f"{url}, {size(count)}") for url, count in found.files[:_MAX_FILES]]
+    if len(found.files) > _MAX_FILES:
+        facts.append(("", f"and {_plural(len(found.files) - _MAX_FILES, 'more file')}"))
+    facts += [("passed over", url) for url in found.passed_over[:_MAX_FILES]]
+    if len(found.passed_over) > _MAX_FILES:
+        facts.append(("", f"and {len(found.passed_over) - _MAX_FILES:,} more"))
+    facts += [("kept", f"{name}: {kind}") for name, kind in found.columns]
+    facts += [("read only", name) for name in found.transient]
+    facts += [("added", f"{name}: {kind}") for name, kind in found.features]
+    for name, fact in facts:
+        console.print(Text(f"{name:<12}"), _clean(fact), soft_wrap=True)
 
 
 def show_inspection(found: Inspection, console: Console, spell: Callable[[str], str] = str) -> None:

@@ -27,9 +27,10 @@ from distilbeam.transforms.output.manifest import Manifest, SplitRecord, find_ma
 
 from .failures import recover
 from .options import check_flags, is_direct, is_in_process
+from .preview import Preview, preview
 from .progress import TITLES, Planned, Progress
 
-__all__ = ["Summary", "classify", "embed", "featurize", "run", "tokenize"]
+__all__ = ["Preview", "Summary", "classify", "embed", "featurize", "run", "tokenize"]
 
 _FAILED = ("FAILED", "CANCELLED")
 
@@ -128,13 +129,14 @@ def run(
     rejects_include_text: bool = False,
     strict: bool = False,
     limit: int | None = None,
+    dry_run: bool = False,
     output_format: str = "parquet",
     compression: str = "auto",
     vector_type: str = "fixed",
     max_shard_bytes: int | None = None,
     beam_options: Sequence[str] = (),
     progress: str = "none",
-) -> Summary | None:
+) -> Summary | Preview | None:
     """Read documents, compute their features and write them.
 
     Args:
@@ -171,6 +173,7 @@ def run(
         rejects_include_text: whether rejects hold the text.
         strict: whether a key of a JSON object that no column takes ends the job; else the summary names it.
         limit: rows to read, the first ones of the input, for a try; such an output is not gone on from without it.
+        dry_run: only plan: tell what would be read and written, and write nothing.
         output_format: ``parquet`` or ``jsonl``.
         compression: of the files written: ``auto``, ``zstd``, ``gzip``, ``none``; for Parquet also ``snappy``, ``lz4``.
         vector_type: how Parquet declares vectors: ``fixed`` for fixed-size lists, ``list`` for lists, as Beam's own
@@ -180,8 +183,8 @@ def run(
         progress: ``none``, ``log``, ``bar`` or ``auto``.
 
     Returns:
-        What the job has done; None if a runner elsewhere goes on with it, or has written where this machine cannot
-        look.
+        What the job has done, or a ``Preview`` of what it would do if it is a dry run; None if a runner elsewhere goes
+        on with it, or has written where this machine cannot look.
 
     Raises:
         DistilbeamError: a setting, an input, the model or the output is wrong, or too many rows were rejected.
@@ -237,6 +240,17 @@ def run(
             decode_bytes=decode_bytes,
         ),
     )
+    if dry_run:
+        writing.check_output()
+        checkpoint = Checkpoint.open(transform.model, transform.engine.model_sha256)
+        return preview(
+            documents,
+            transform.spec,
+            output,
+            dimensions=checkpoint.config.dim,
+            labels=checkpoint.labels,
+            records=before and (*before[0], *before[1]),
+        )
     start = time.monotonic()
     title = TITLES.get(type(transform).__name__.lower(), "featurizing")
     with Progress(progress if here else "none", title):
@@ -270,7 +284,7 @@ def run(
     return replace(summary, changes=compare(before[0], manifest.records, before[1]))
 
 
-def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Summary | None:
+def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Any:  # a Preview only of a dry run
     ours = inspect.signature(run).parameters
     transform = kind(model, **{name: value for name, value in settings.items() if name not in ours})
     return run(transform, **{name: value for name, value in settings.items() if name in ours})

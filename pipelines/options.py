@@ -249,10 +249,9 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         default="fail",
         help="damaged files: end the job, or set aside what cannot be read as a reject (default fail)",
     )
+    group.add_argument("--dry-run", action="store_true", help="only plan: tell what would be read and written")
     group.add_argument("--limit", type=_count, metavar="N", help="read the first N rows alone, for a try")
-    group.add_argument(
-        "--strict", action="store_true", help="end the job at a key of a JSON object that is no column of the output"
-    )
+    group.add_argument("--strict", action="store_true", help="end the job at a key of JSON that is no column")
     group.add_argument(
         "--decode-bytes",
         type=_count,

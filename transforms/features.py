@@ -153,9 +153,13 @@ class WriteFeatures(beam.PTransform):
             models=tuple(models),
         )
 
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
+    def check_output(self) -> None:
+        """Raises OutputExistsError if the folder holds what must stay."""
         with suppress(InputError):  # the folder may be out of reach from here; the commit looks again
             OutputState.read(self._output).refuse_existing(self.if_exists)
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
+        self.check_output()
         if not batches.is_bounded:
             raise SettingsError(
                 "WriteFeatures commits one finished output, and this PCollection is unbounded; write it with another "

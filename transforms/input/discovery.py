@@ -11,16 +11,28 @@ from distilbeam.transforms.storage.filesystems import FileInfo, is_local, match_
 from .companions import describe, pass_over
 from .tables import read_tables
 
-__all__ = ["covers", "find_files"]
+__all__ = ["covers", "discover", "find_files"]
 
 _LOG = logging.getLogger(__name__)
 
 
 def find_files(paths: Sequence[str], format: str | None = None) -> list[FileInfo]:
-    """The data files of all paths, in the order of the paths.
+    """The data files of all paths, as ``discover`` has them; one warning names what was passed over.
+
+    Raises:
+        InputError: as ``discover``.
+    """
+    files, passed = discover(paths, format)
+    if passed:
+        _LOG.warning("%s", describe(passed))
+    return files
+
+
+def discover(paths: Sequence[str], format: str | None = None) -> tuple[list[FileInfo], list[str]]:
+    """The data files of all paths, in the order of the paths, and the URLs of files that are passed over.
 
     A file that a path names is taken as it is. Of what a folder or glob stands for, known companions of data and empty
-    files are passed over, and named in one warning; the rest must be of one format. In a table only the files that its
+    files are passed over; the rest must be of one format. In a table only the files that its
     newest version has count.
 
     Args:
@@ -43,9 +55,7 @@ def find_files(paths: Sequence[str], format: str | None = None) -> list[FileInfo
         data, others = pass_over(path, plain + live, format)
         files += data
         passed += others
-    if passed:
-        _LOG.warning("%s", describe(passed))
-    return files
+    return files, passed
 
 
 def covers(path: str, url: str) -> bool:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
+import pyarrow as pa
+
 from distilbeam.transforms.errors import InputError
 
 from . import planning
-from .planning import list_inputs, numbered
+from .formats.base import reading
+from .formats.compression import open_stream
+from .formats.kinds import CONTAINERS
+from .formats.lines import BadLine
+from .planning import list_inputs, numbered, read_schema
 from .read_settings import ReadSettings
-from .reading import count_rows
+from .reading import _blocks, _documents, _header, _read_parquet
 from .splits import Part, Split
 
 __all__ = ["plan_splits"]
@@ -45,7 +51,7 @@ def _first(splits: list[Split], settings: ReadSettings, left: int) -> tuple[list
         for part in split.parts:
             rows = left
             with suppress(InputError):  # reading tells of it
-                rows = count_rows(part, settings, left + 1)
+                rows = _count_rows(part, read_schema(split), settings, left + 1)
             parts.append(_cut(part, left) if rows > left else part)
             left -= min(rows, left)
             if not left:
@@ -56,7 +62,31 @@ def _first(splits: list[Split], settings: ReadSettings, left: int) -> tuple[list
     return first, left
 
 
+def _count_rows(part: Part, schema: pa.Schema, settings: ReadSettings, most: int) -> int:
+    """The rows of a part, good and bad, parsed only where the format asks for it; counting ends at ``most``.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if part.format in CONTAINERS:
+        if part.stop is not None:
+            return min(part.stop - part.start, most)
+        count = 0
+        for chunk in _read_parquet(part, schema, settings):
+            count = chunk.seen
+            if count >= most:
+                break
+        return min(count, most)
+    names, count = _header(part, settings), 0
+    with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
+        for block in _blocks(part, stream, settings):
+            count += 1 if isinstance(block, BadLine) else len(_documents(part, block, names, settings))
+            if count >= most:
+                break
+    return min(count, most)
+
+
 def _cut(part: Part, rows: int) -> Part:
-    if part.format == "parquet" and part.stop is not None:
+    if part.format in CONTAINERS and part.stop is not None:
         return replace(part, stop=part.start + rows)
     return replace(part, limit=rows)

@@ -16,6 +16,7 @@ from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.provenance import ROW, Provenance, Reject
 from distilbeam.transforms.storage.filesystems import file_info
 
+from .first_rows import first_rows
 from .fitting import fit
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, count_leaves, decode_text, is_text_type, reading
@@ -29,7 +30,7 @@ from .read_settings import ReadSettings
 from .splits import Part, Split
 from .unread import UnreadKeys
 
-__all__ = ["MAX_REJECTS", "count_rows", "finished_batch", "read_split"]
+__all__ = ["MAX_REJECTS", "finished_batch", "read_split"]
 
 _MOST_LINES = 1 << 16  # parsed at once, so that few rejects wait however short the lines are
 _MOST_CELLS = 1 << 22  # parsed at once, since an absent value takes memory too
@@ -54,7 +55,7 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
         rows = _Buffer(schema.append(pa.field(ROW, pa.int64())), settings.batch_rows, settings.batch_bytes)
         provenance = _in_part(common, number, part)
         pending: deque[Reject] = deque()
-        for chunk in _limited(_read_or_reject(part, schema, settings, unread), part.limit):
+        for chunk in first_rows(_read_or_reject(part, schema, settings, unread), part.limit):
             batch, rejects = _select(chunk, part, schema, settings)
             rows.add(batch)
             pending += sorted(rejects, key=_position)
@@ -110,42 +111,6 @@ class _Buffer:
     def rest(self) -> pa.RecordBatch:
         """All rows that wait."""
         return _joined(self._batches) if self._batches else self.empty
-
-
-def count_rows(part: Part, settings: ReadSettings, most: int) -> int:
-    """The rows of a part, good and bad, without parsing them; counting ends at ``most``.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    if part.format in CONTAINERS:
-        if part.stop is not None:
-            return min(part.stop - part.start, most)
-        texts = pa.schema([(name, pa.string()) for name in settings.text])
-        return min(sum(len(chunk.rows) for chunk in _read_parquet(part, texts, settings)), most)
-    names, count = _header(part, settings), 0
-    with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
-        for block in _blocks(part, stream, settings):
-            count += 1 if isinstance(block, BadLine) else len(_documents(part, block, names, settings))
-            if count >= most:
-                break
-    return min(count, most)
-
-
-def _limited(chunks: Iterator[Chunk], limit: int | None) -> Iterator[Chunk]:
-    """The chunks up to so many rows, good and bad."""
-    seen = 0
-    for chunk in chunks:
-        if limit is not None and chunk.seen > limit:
-            positions = sorted([*chunk.rows.to_pylist(), *map(_position, chunk.rejects)])
-            last = positions[limit - seen - 1]
-            good = pc.less_equal(chunk.rows, last)
-            rejects = tuple(reject for reject in chunk.rejects if _position(reject) <= last)
-            chunk = Chunk(chunk.batch.filter(good), chunk.rows.filter(good), rejects, limit, chunk.lines)
-        yield chunk
-        seen = chunk.seen
-        if seen == limit:
-            return
 
 
 def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
