@@ -22,7 +22,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = import_module("." + ("inspection" if name in ("Inspection", "inspect") else "job"), __name__)
+    from .quiet import warnings_of_imports_kept_back
+
+    with warnings_of_imports_kept_back():
+        module = import_module("." + ("inspection" if name in ("Inspection", "inspect") else "job"), __name__)
     return getattr(module, name)
 
 

@@ -21,8 +21,9 @@ from distilbeam.transforms.errors import (
     OutputExistsError,
     SettingsError,
 )
+from distilbeam.transforms.metrics import counting
 
-from .options import check_flags, is_in_process, parse, spellings
+from .options import check_flags, is_direct, is_in_process, parse, spellings
 from .spelling import as_options
 
 __all__ = ["main"]
@@ -87,7 +88,8 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
                 _start_decoder(settings["input"], settings.get("format", "auto"))
             from . import job
 
-            return getattr(job, command)(**settings, beam_options=flags)
+            with counting(progress.live):
+                return getattr(job, command)(**settings, beam_options=flags)
 
         from .failures import deaths_noted, told_death
 
@@ -245,7 +247,7 @@ def _quieten(level: str, flags: Sequence[str]) -> None:
         warnings.simplefilter("ignore")
     ours = getattr(logging, level.upper())
     # Not more than warnings even when debugging: what libraries say then may hold data and credentials.
-    here = _runs_here(flags)
+    here = not flags or is_direct(check_flags(flags))
     others = logging.WARNING if level == "debug" else logging.CRITICAL if here else logging.ERROR
     runners = others if here else logging.INFO
 
@@ -291,7 +293,7 @@ def _trace(error: BaseException, options: Namespace | None) -> None:
     current: BaseException | None = error
     while current is not None:
         sys.stderr.write(f"{type(current).__name__} at\n" + "".join(f"  {place}\n" for place in frames(current)))
-        current = current.__cause__
+        current = current.__cause__ or current.__context__
 
 
 def _spelled(message: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,7 +148,7 @@ class Inspection:
         return asdict(self)
 
 
-def inspect(output: str, rows: int = 5) -> Inspection:
+def inspect(output: str | os.PathLike[str], rows: int = 5) -> Inspection:
     """Look into an output folder; all shards are read, a batch at a time.
 
     Where several models have added a feature, it is the first one's that is counted.
@@ -161,6 +162,7 @@ def inspect(output: str, rows: int = 5) -> Inspection:
         InputError: there is no finished output.
         OutputError: its files are not what its manifest says.
     """
+    output = os.fspath(output)
     if rows < 0:
         raise SettingsError(f"`rows` is {rows}; give a whole number from 0")
     manifest = find_manifest(output)

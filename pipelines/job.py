@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from distilbeam.transforms.checks import check_keywords
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
 from distilbeam.transforms.documents import ReadDocuments
-from distilbeam.transforms.errors import DistilbeamError, SettingsError
+from distilbeam.transforms.errors import DistilbeamError, SettingsError, UnknownSettingError
 from distilbeam.transforms.features import WriteFeatures
 from distilbeam.transforms.fitness import check_spec
-from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize
-from distilbeam.transforms.metrics import LIVE
+from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize, settings_of
+from distilbeam.transforms.metrics import counting, named
 from distilbeam.transforms.output.increments import Changes, compare, holding
 from distilbeam.transforms.output.losses import Losses, lost_rows
 from distilbeam.transforms.output.manifest import Manifest, SplitRecord, find_manifest, load_manifest
@@ -28,7 +32,8 @@ from distilbeam.transforms.output.manifest import Manifest, SplitRecord, find_ma
 from .failures import recover
 from .options import check_flags, is_direct, is_in_process
 from .preview import Preview, preview
-from .progress import TITLES, Planned, Progress
+from .progress import TITLES, Planned, Progress, in_notebook
+from .quiet import tracebacks_kept_back
 
 __all__ = ["Preview", "Summary", "classify", "embed", "featurize", "run", "tokenize"]
 
@@ -79,22 +84,22 @@ class Summary:
         return self.rows + self.rejects
 
 
-def embed(model: str, **settings: Any) -> Summary | None:
+def embed(model: str | Path, **settings: Any) -> Summary | None:
     """Write one vector for each text: ``run(Embed(model, ...), ...)``, each setting going where it belongs."""
     return _run(Embed, model, settings)
 
 
-def classify(model: str, **settings: Any) -> Summary | None:
+def classify(model: str | Path, **settings: Any) -> Summary | None:
     """Write a label and its score for each text: ``run(Classify(model, ...), ...)``."""
     return _run(Classify, model, settings)
 
 
-def tokenize(model: str, **settings: Any) -> Summary | None:
+def tokenize(model: str | Path, **settings: Any) -> Summary | None:
     """Write token ids and counts for each text: ``run(Tokenize(model, ...), ...)``."""
     return _run(Tokenize, model, settings)
 
 
-def featurize(model: str, **settings: Any) -> Summary | None:
+def featurize(model: str | Path, **settings: Any) -> Summary | None:
     """Write any features of each text in one pass: ``run(Featurize(model, ...), ...)``."""
     return _run(Featurize, model, settings)
 
@@ -102,8 +107,8 @@ def featurize(model: str, **settings: Any) -> Summary | None:
 def run(
     transform: Featurize,
     *,
-    input: str | Sequence[str],
-    output: str,
+    input: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     text: str | Sequence[str] = "text",
     keep: Sequence[str] | None = None,
     id: str | None = None,
@@ -123,7 +128,7 @@ def run(
     bad_files: str = "fail",
     if_exists: str = "error",
     incremental: bool = False,
-    since: str | None = None,
+    since: str | os.PathLike[str] | None = None,
     if_changed: str = "error",
     max_rejects: int | str | None = "1%",
     rejects_include_text: bool = False,
@@ -135,7 +140,7 @@ def run(
     vector_type: str = "fixed",
     max_shard_bytes: int | None = None,
     beam_options: Sequence[str] = (),
-    progress: str = "none",
+    progress: str | None = None,
 ) -> Summary | Preview | None:
     """Read documents, compute their features and write them.
 
@@ -180,7 +185,7 @@ def run(
             ``ReadFromParquet(as_rows=True)`` and YAML need; lists always where ``nulls`` keeps rows without a text.
         max_shard_bytes: largest file that is written.
         beam_options: options of Apache Beam, as on the command line. Without ``--runner`` the job runs in this process.
-        progress: ``none``, ``log``, ``bar`` or ``auto``.
+        progress: ``none``, ``log``, ``bar`` or ``auto``; None for a bar in a notebook and nothing elsewhere.
 
     Returns:
         What the job has done, or a ``Preview`` of what it would do if it is a dry run; None if a runner elsewhere goes
@@ -189,6 +194,7 @@ def run(
     Raises:
         DistilbeamError: a setting, an input, the model or the output is wrong, or too many rows were rejected.
     """
+    output, since = os.fspath(output), None if since is None else os.fspath(since)
     options = check_flags(beam_options)
     local, here = is_direct(options), is_in_process(options)
     transform = _reading(transform, text, separator)
@@ -253,19 +259,13 @@ def run(
         )
     start = time.monotonic()
     title = TITLES.get(type(transform).__name__.lower(), "featurizing")
-    with Progress(progress if here else "none", title):
+    with counting() as live, named(live) as job, Progress(_shown(progress) if here else "none", title, live=live):
+        documents.job = transform.job = job
         pipeline = _pipeline(options, local)
         _ = pipeline | documents | transform | writing
-        try:
-            result = pipeline.run()
-            if not local and options.view_as(StandardOptions).no_wait_until_finish:
-                return None
-            state = result.wait_until_finish()
-        except Exception as error:
-            ours = recover(error)
-            if ours is None:
-                raise
-            raise ours from error
+        state = _outcome(pipeline, options, local)
+    if state is None:
+        return None
     if state in _FAILED:
         raise DistilbeamError(f"the job has ended in the state {state}; the runner's log tells why")
     try:
@@ -277,17 +277,44 @@ def run(
         return None
     seconds = time.monotonic() - start
     summary = (
-        _watched(manifest, output, seconds) if here else _unwatched(manifest, output, seconds, resumed=ledger.resume)
+        _watched(manifest, output, seconds, live.read())
+        if here
+        else _unwatched(manifest, output, seconds, resumed=ledger.resume)
     )
     if before is None:
         return summary
     return replace(summary, changes=compare(before[0], manifest.records, before[1]))
 
 
-def _run(kind: type[Featurize], model: str, settings: dict[str, Any]) -> Any:  # a Preview only of a dry run
-    ours = inspect.signature(run).parameters
-    transform = kind(model, **{name: value for name, value in settings.items() if name not in ours})
-    return run(transform, **{name: value for name, value in settings.items() if name in ours})
+def _run(kind: type[Featurize], model: str | Path, settings: dict[str, Any]) -> Any:  # a Preview only of a dry run
+    ours = inspect.signature(run).parameters.keys() - {"transform"}
+    name = kind.__name__.lower()
+    known = {*settings_of(kind), *ours}
+    check_keywords(f"{name}()", settings, known)
+    missing = [each for each in ("features", "input", "output") if each in known and each not in settings]
+    if missing:
+        raise UnknownSettingError(f"{name}() needs {' and '.join(f'`{each}`' for each in missing)}")
+    transform = kind(model, **{each: value for each, value in settings.items() if each not in ours})
+    return run(transform, **{each: value for each, value in settings.items() if each in ours})
+
+
+def _outcome(pipeline: beam.Pipeline, options: PipelineOptions, local: bool) -> str | None:
+    """The state in which a pipeline has ended; None if it runs on elsewhere."""
+    failure: DistilbeamError | None = None
+    try:
+        with tracebacks_kept_back():
+            result = pipeline.run()
+            if not local and options.view_as(StandardOptions).no_wait_until_finish:
+                return None
+            return str(result.wait_until_finish())
+    except Exception as error:
+        failure = recover(error)
+        if failure is None:
+            raise
+        if logging.root.isEnabledFor(logging.DEBUG):
+            raise failure from error
+    # Out of the handler, since what the runner made of it on the way says nothing more, in a hundred lines and more.
+    raise failure
 
 
 def _commit_mode(if_exists: str, recurring: bool, if_changed: str) -> str:
@@ -335,13 +362,20 @@ def _reading(transform: Featurize, text: str | Sequence[str], separator: str) ->
     return transform
 
 
+def _shown(progress: str | None) -> str:
+    if progress is None:
+        return "auto" if in_notebook() else "none"
+    if progress not in (allowed := ("none", "log", "bar", "auto")):
+        raise SettingsError(f"`progress` is {progress!r}; it must be one of {', '.join(allowed)}")
+    return progress
+
+
 def _given(**sizes: int | None) -> dict[str, Any]:
     return {name: size for name, size in sizes.items() if size is not None}
 
 
-def _watched(manifest: Manifest, output: str, seconds: float) -> Summary:
+def _watched(manifest: Manifest, output: str, seconds: float, live: Mapping[str, int]) -> Summary:
     """The summary of a job that has run in this process."""
-    live = LIVE.read()
     return replace(
         _summary(manifest, output, seconds),
         tokens_per_second=live["tokens"] / seconds if live["tokens"] else None,

@@ -17,6 +17,7 @@ from distilbeam import __version__
 from distilbeam.transforms.errors import SettingsError
 from distilbeam.transforms.names import FEATURES
 
+from .quiet import warnings_of_imports_kept_back
 from .spelling import option_names
 from .usage import BEAM, COMMANDS, EPILOG, EXAMPLES
 
@@ -94,7 +95,7 @@ def check_flags(flags: Sequence[str]) -> PipelineOptions:
 
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), warnings_of_imports_kept_back():
             options = PipelineOptions(list(flags))
             options.get_all_options(retain_unknown_options=True)
     except SystemExit:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Split
-from distilbeam.transforms.metrics import LIVE
+from distilbeam.transforms.metrics import Live, count
 from distilbeam.transforms.output.increments import is_covered
 from distilbeam.transforms.output.ledger import Ledger
 
-__all__ = ["TITLES", "Planned", "Progress", "duration"]
+__all__ = ["TITLES", "Planned", "Progress", "duration", "in_notebook"]
 
 TITLES = {"embed": "embedding", "classify": "classifying", "tokenize": "tokenizing", "featurize": "featurizing"}
 """What each command does."""
@@ -39,8 +41,8 @@ class Planned:
         plan = self.ledger.plan(settings)
         todo = [split for split, finished in plan if not finished]
         done = sum(finished and not is_covered(split.id) for split, finished in plan)
-        LIVE.add(planned=1, planned_bytes=sum(split.size for split in todo), finished_splits=done)
-        LIVE.add(planned_splits=len(todo))
+        count(planned=1, planned_bytes=sum(split.size for split in todo), finished_splits=done)
+        count(planned_splits=len(todo))
         return plan
 
     def begin(self, split: str) -> int:
@@ -96,16 +98,26 @@ class Progress:
     """Shows a job's progress while the ``with`` block runs.
 
     Args:
-        how: ``bar``, ``log``, ``none``, or ``auto``: a bar on a terminal, log lines elsewhere.
+        how: ``bar``, ``log``, ``none``, or ``auto``: a bar in a notebook and on a terminal, log lines elsewhere.
         title: what the job does.
+        live: its counts, if there are any already.
         stream: where to show it, standard error if not given.
+
+    Attributes:
+        live: the counts of the job.
     """
 
-    def __init__(self, how: str, title: str, stream: TextIO | None = None) -> None:
+    def __init__(self, how: str, title: str, stream: TextIO | None = None, live: Live | None = None) -> None:
+        self.live = live or Live()
+        notebook = stream is None and in_notebook()
         stream = stream or sys.stderr
         if how == "auto":
-            how = "bar" if stream.isatty() else "log"
-        self._view: _View | None = None if how == "none" else (_Bar if how == "bar" else _Log)(title, stream)
+            how = "bar" if notebook or stream.isatty() else "log"
+        self._view: _View | None = None
+        if how == "bar":
+            self._view = _Cell(title) if notebook else _Bar(title, stream)
+        elif how == "log":
+            self._view = _Log(title, stream)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._first: tuple[float, int, float] | None = None  # seconds, tokens and share of the first look
@@ -113,7 +125,6 @@ class Progress:
         self._finished = self._texts = 0
 
     def __enter__(self) -> Progress:
-        LIVE.reset()
         if self._view:
             self._thread.start()
         return self
@@ -131,7 +142,7 @@ class Progress:
 
     def state(self) -> State:
         """How far the job is now."""
-        counts, now = LIVE.read(), time.monotonic()
+        counts, now = self.live.read(), time.monotonic()
         rows, tokens, done = counts["rows"], counts["tokens"], self._done(counts)
         if not rows:
             waiting = "loading the model" if counts["planned_splits"] else "nothing to read, checking the output"
@@ -211,6 +222,39 @@ class _Bar:
 
     def close(self) -> None:
         self._bar.stop()
+
+
+class _Cell:
+    """A bar below the cell of a notebook, of plain HTML, since what widgets need is not in every one."""
+
+    every = 0.25
+
+    def __init__(self, title: str) -> None:
+        display: Any = import_module("IPython.display")
+        self._title = title
+        self._handle = display.DisplayHandle()
+        self._handle.display(self._shown("starting"), raw=True)
+
+    def show(self, state: State) -> None:
+        self._handle.update(self._shown(", ".join(state.words()), state.done if state.rows else None), raw=True)
+
+    def close(self) -> None:
+        self._handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+    def _shown(self, figures: str, done: float | None = None) -> dict[str, str]:
+        value = "" if done is None else f' value="{done:.4f}"'
+        told = f"{self._title}: {figures}"
+        return {"text/plain": told, "text/html": f"<progress{value}></progress> {html.escape(told)}"}
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def duration(seconds: float) -> str:

@@ -1,12 +1,14 @@
 """What messages say of settings, told from the source of the package."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 import distilbeam
+from distilbeam import transforms
 from distilbeam.pipelines import job
 from distilbeam.pipelines.options import spellings
 from distilbeam.transforms.featurization import FeatureSpec
@@ -16,13 +18,19 @@ ROOT = Path(distilbeam.__file__).parent
 OWN = ("cli.py", "options.py", "usage.py", "demo.py")
 SOURCES = [path for part in ("transforms", "pipelines") for path in sorted((ROOT / part).resolve().rglob("*.py"))]
 WORDS = "types|keep|pooling|prefix|incremental|since|dtype|device|threads|dimensions|nulls|separator|format|compression"
-UNMARKED = re.compile(rf"\b(?:set|raise|change|with|give) (?:{WORDS})\b|\b(?:{WORDS})=")
+UNMARKED = re.compile(rf"\b(?:set|raise|change|with|give) (?:{WORDS})\b|(?<!-)\b(?:{WORDS})=")
 IN_BACKTICKS = re.compile(r"`[^`]*`")
 
 
 def settings() -> set[str]:
     names = {*spellings(), *job.run.__kwdefaults__, *FeatureSpec.__dataclass_fields__}
     return {name for name in names if "_" in name}
+
+
+def all_names() -> set[str]:
+    """Settings of the jobs and of all public transforms."""
+    taken = {name for each in transforms.__all__ for name in inspect.signature(getattr(transforms, each)).parameters}
+    return taken | {*spellings(), *job.run.__kwdefaults__}
 
 
 def prose(path: Path) -> list[tuple[int, str]]:
@@ -50,7 +58,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
 def test_settings_in_messages_stand_between_backticks(path: Path) -> None:
     if path.name in OWN:
         return
-    named = re.compile(rf"\b(?:{'|'.join(sorted(settings()))})\b|(?:{'|'.join(spellings().values())})\b")
+    named = re.compile(rf"\b(?:{'|'.join(sorted(settings()))})\b|(?:{'|'.join(spellings().values())})\b(?!=)")
     wrong = [
         (line, text)
         for line, text in prose(path)
@@ -61,7 +69,7 @@ def test_settings_in_messages_stand_between_backticks(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(Path(*path.parts[-2:])))
 def test_what_stands_between_backticks_in_a_message_is_a_setting(path: Path) -> None:
-    known = {*spellings(), *job.run.__kwdefaults__, *FeatureSpec.__dataclass_fields__, "{}"}
+    known = all_names() | {"{}"}
     for _, text in prose(path):
         if path.name not in OWN and "\n" not in text:
             assert {found[1:-1].partition("=")[0] for found in IN_BACKTICKS.findall(text)} <= known, text

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
-from .errors import SettingsError
+from .errors import SettingsError, UnknownSettingError
 
-__all__ = ["check_sha256", "whole_number"]
+__all__ = ["check_keywords", "check_sha256", "whole_number"]
+
+
+def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UnknownSettingError for the first given name that is not known to ``function``, such as ``embed()``."""
+    known = sorted(known)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, 0.6)
+            cure = f"did you mean `{close[0]}`?" if close else f"its settings are {', '.join(known)}"
+            raise UnknownSettingError(f"{function} has no setting {name!r}; {cure}")
 
 
 def whole_number(name: str, value: object, least: int, most: int) -> None:

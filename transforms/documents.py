@@ -13,14 +13,14 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from . import coders  # noqa: F401 - registers the coder of record batches
+from . import coders, notebooks  # noqa: F401 - registers the coder of record batches, lets IPython build pipelines
 from .discretion import discreet
 from .errors import SettingsError
 from .input.limits import plan_splits
 from .input.read_settings import ReadSettings
 from .input.reading import finished_batch, read_split
 from .input.splits import Split, with_totals
-from .metrics import LIVE
+from .metrics import count, counting_for
 from .provenance import MAX_DEATHS, Provenance
 from .watchdog import WATCHDOG
 
@@ -116,6 +116,7 @@ class ReadDocuments(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
         self.settings = ReadSettings(**{field.name: getattr(self, field.name) for field in fields(ReadSettings)})
+        self.job = ""  # whose counts what is read raises, see ``metrics``
 
     def expand(self, begin: Any) -> Any:
         if not isinstance(begin, beam.pvalue.PBegin):
@@ -126,9 +127,9 @@ class ReadDocuments(beam.PTransform):
         return (
             begin
             | "Start" >> beam.Create([None])
-            | "Plan" >> beam.ParDo(_Plan(self.settings, self.ledger))
+            | "Plan" >> beam.ParDo(_Plan(self.settings, self.ledger, self.job))
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_Read(self.settings, self.ledger)).with_output_types(pa.RecordBatch)
+            | "Read" >> beam.ParDo(_Read(self.settings, self.ledger, self.job)).with_output_types(pa.RecordBatch)
         )
 
 
@@ -145,14 +146,16 @@ def give_ledger(reading: Any, ledger: _Ledger) -> _Ledger:
 
 
 class _Plan(beam.DoFn):
-    def __init__(self, settings: ReadSettings, ledger: _Ledger | None):
+    def __init__(self, settings: ReadSettings, ledger: _Ledger | None, job: str = ""):
         self._settings = settings
         self._ledger = ledger
+        self._job = job
 
     @discreet
     def process(self, element: None) -> Iterator[tuple[Split, bool]]:
         if self._ledger is not None:
-            plan = self._ledger.plan(self._settings)
+            with counting_for(self._job):
+                plan = self._ledger.plan(self._settings)
         else:
             plan = [(split, False) for split in plan_splits(self._settings)]
         splits = with_totals(split for split, _ in plan)
@@ -160,9 +163,10 @@ class _Plan(beam.DoFn):
 
 
 class _Read(beam.DoFn):
-    def __init__(self, settings: ReadSettings, ledger: _Ledger | None):
+    def __init__(self, settings: ReadSettings, ledger: _Ledger | None, job: str = ""):
         self._settings = settings
         self._ledger = ledger
+        self._job = job
         self._documents = Metrics.counter("distilbeam", "documents_read")
         self._bytes = Metrics.counter("distilbeam", "bytes_read")
         self._rejects = Metrics.counter("distilbeam", "read_rejects")
@@ -183,7 +187,8 @@ class _Read(beam.DoFn):
             # One that kills its worker stays known as such: it may have to be done again.
             if self._ledger is not None and attempt <= MAX_DEATHS:
                 self._ledger.end(name)
-        LIVE.add(finished_bytes=split.size)
+        with counting_for(self._job):
+            count(finished_bytes=split.size)
 
     def _emit(self, split: Split, batches: Iterable[pa.RecordBatch], attempt: int) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -24,7 +24,7 @@ from .errors import DistilbeamError, SettingsError
 from .featurization import FeatureSpec, VectorSettings
 from .fitness import check_spec
 from .halving import find_failing
-from .metrics import LIVE
+from .metrics import count
 from .tokenization import Tokens, tokenize, tokenize_each
 from .watchdog import WATCHDOG
 
@@ -271,7 +271,7 @@ class Encoder:
         """
         check_spec(self.checkpoint, spec)
         tokens, rows, broken = tokenize_each(texts, self._tokenizer, self._max_length(spec))
-        LIVE.add(read_tokens=len(tokens.ids))
+        count(read_tokens=len(tokens.ids))
         failed = {row: ("tokenize", error, "the tokenizer failed on this text") for row, error in broken.items()}
         good = np.ones(len(rows), dtype=np.bool_)
         result: Result | None = None
@@ -282,7 +282,7 @@ class Encoder:
                 good[position] = False
                 failed[int(rows[position])] = ("model", error, reason)
         else:
-            LIVE.add(rows=len(tokens), tokens=len(tokens.ids))
+            count(rows=len(tokens), tokens=len(tokens.ids))
         kept, columns, unfit = self._build(tokens, result, np.flatnonzero(good), spec)
         failed |= {int(rows[position]): ("model", *failure) for position, failure in unfit.items()}
         return Outputs(rows=rows[kept], columns=columns, failed=failed)

@@ -2,6 +2,7 @@
 
     DistilbeamError
     +-- SettingsError      a setting is wrong; raised while the pipeline is built where that is possible
+    |   +-- UnknownSettingError
     +-- InputError         an input cannot be found, opened or read
     +-- CheckpointError    a model folder is missing, damaged, unsafe or not a DistilBERT
     +-- OutputError        an output folder cannot be written or committed
@@ -21,6 +22,7 @@ __all__ = [
     "OutputExistsError",
     "RejectLimitError",
     "SettingsError",
+    "UnknownSettingError",
 ]
 
 
@@ -30,6 +32,10 @@ class DistilbeamError(Exception):
 
 class SettingsError(DistilbeamError, ValueError):
     """A setting is wrong."""
+
+
+class UnknownSettingError(SettingsError, TypeError):
+    """A setting that a function or transform does not have, or one that is missing."""
 
 
 class InputError(DistilbeamError):

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from .checks import whole_number
 from .errors import InputError, SettingsError
-from .metrics import LIVE
+from .metrics import count
 from .names import FEATURES, columns_like
 from .provenance import ROW, Provenance, Reject
 
@@ -179,7 +179,7 @@ def featurize_with_failures(
     text_columns, separator = text_source(spec, provenance)
     texts = document_texts(batch, text_columns, separator)
     present = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
-    LIVE.add(read_bytes=pc.sum(pc.binary_length(texts), min_count=0).as_py())
+    count(read_bytes=pc.sum(pc.binary_length(texts), min_count=0).as_py())
     outputs = encoder.outputs(texts.drop_null() if texts.null_count else texts, spec)
 
     # source[i]: which output row belongs to row i of the batch; -1 for none.

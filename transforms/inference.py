@@ -14,7 +14,8 @@ from apache_beam.typehints import typehints
 from apache_beam.typehints.row_type import RowTypeConstraint
 from typing_extensions import Unpack
 
-from . import schema_rows
+from . import notebooks, schema_rows  # noqa: F401 - lets pipelines be built in IPython
+from .checks import check_keywords
 from .distilbert.checkpoint import Checkpoint
 from .encoder import Encoder, EngineSettings
 from .errors import SettingsError
@@ -116,6 +117,7 @@ class Featurize(beam.PTransform):
         self.engine = EngineSettings(device, dtype, threads, token_budget, model_sha256)
         self.stall_timeout = _seconds(stall_timeout)
         self._apart = False
+        self.job = ""  # whose counts the work raises, see ``metrics``
         self.spec = FeatureSpec(
             features=tuple(features),
             pooling=pooling,
@@ -165,7 +167,7 @@ class Featurize(beam.PTransform):
         computing: beam.DoFn
         result: Any
         if isinstance(kind, type) and kind is not object and issubclass(pa.RecordBatch, kind):
-            computing, result = FeaturizeBatches(*settings), pa.RecordBatch
+            computing, result = FeaturizeBatches(*settings, self.job), pa.RecordBatch
         else:
             columns = self.spec.text or ("text",)
             names, result = self._rows(kind, columns)
@@ -193,6 +195,7 @@ class Embed(Featurize):
     """Append ``embedding``, fixed_size_list<float>[dimensions]; the arguments are those of ``Featurize``."""
 
     def __init__(self, model: str | Path, **settings: Unpack[_Vectors]) -> None:
+        check_keywords("Embed", settings, settings_of(Embed))
         super().__init__(model, ("embedding",), **settings)
 
 
@@ -200,6 +203,7 @@ class Classify(Featurize):
     """Append ``label`` and ``score``, with ``scores=True`` all scores too; the arguments are those of ``Featurize``."""
 
     def __init__(self, model: str | Path, *, scores: bool = False, **settings: Unpack[_Model]) -> None:
+        check_keywords("Classify", settings, settings_of(Classify))
         super().__init__(model, ("label", "score", "scores") if scores else ("label", "score"), **settings)
 
 
@@ -207,7 +211,15 @@ class Tokenize(Featurize):
     """Append ``input_ids``, list<int32>, without loading the model; the arguments are those of ``Featurize``."""
 
     def __init__(self, model: str | Path, **settings: Unpack[_Text]) -> None:
+        check_keywords("Tokenize", settings, settings_of(Tokenize))
         super().__init__(model, ("input_ids",), **settings)
+
+
+def settings_of(kind: type[Featurize]) -> tuple[str, ...]:
+    """Names of the settings that a transform takes besides the model."""
+    of_all = tuple(_Vectors.__annotations__)
+    theirs = {Embed: of_all, Classify: (*_Model.__annotations__, "scores"), Tokenize: tuple(_Text.__annotations__)}
+    return theirs.get(kind, (*of_all, "features"))
 
 
 class _Identity:

@@ -17,7 +17,7 @@ from .distilbert.checkpoint import Checkpoint
 from .encoder import Encoder, EngineSettings, Outputs
 from .errors import DistilbeamError
 from .featurization import FeatureSpec
-from .metrics import LIVE
+from .metrics import Live, counting
 from .watchdog import WATCHDOG
 
 __all__ = [
@@ -52,7 +52,7 @@ def pack_texts(texts: pa.Array) -> pa.Buffer:
 
 
 def unpack_outputs(data: bytes) -> tuple[Outputs, dict[str, int]]:
-    """The outputs in a message, and by how much they raise the counts of ``LIVE``."""
+    """The outputs in a message, and by how much they raise the counts of ``metrics``."""
     batch = _only(data)
     notes = json.loads(batch.schema.metadata[b"notes"])
     rows, *columns = batch.columns
@@ -142,9 +142,9 @@ def _serve(pipes: _Pipes) -> int:
     WATCHDOG.listen(pipes.beat)
     while (request := pipes.receive()) is not None:
         pipes.beat()
-        LIVE.reset()
-        outputs = encoder.outputs(_only(request).column(0), spec)
-        pipes.send(OUTPUTS, _pack_outputs(outputs, LIVE.read()))
+        with counting(Live()) as live:
+            outputs = encoder.outputs(_only(request).column(0), spec)
+        pipes.send(OUTPUTS, _pack_outputs(outputs, live.read()))
     return 0
 
 

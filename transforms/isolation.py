@@ -29,7 +29,7 @@ from .errors import DistilbeamError
 from .featurization import FeatureSpec
 from .halving import find_failing
 from .isolated import BEAT, ERROR, HEAD, OUTPUTS, READY, SETTINGS, TEXTS, pack_texts, unpack_outputs
-from .metrics import LIVE
+from .metrics import count
 from .watchdog import WATCHDOG
 
 __all__ = ["IsolatedEncoder"]
@@ -164,7 +164,7 @@ class IsolatedEncoder:
         except BaseException:  # whatever it is, the reply is still to come, and must not be taken for the next one
             self._end()
             raise
-        LIVE.add(**live)
+        count(**live)
         return outputs
 
     def _running(self) -> _Child:

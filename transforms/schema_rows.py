@@ -56,7 +56,7 @@ def check_row(row: Mapping[str, Any], text: Sequence[str], added: Sequence[str])
             )
     for name in added:
         if name in row:
-            raise SettingsError(f"a row has a field {name!r} already; set prefix to name the features otherwise")
+            raise SettingsError(f"a row has a field {name!r} already; set `prefix` to name the features otherwise")
 
 
 def weight(texts: Sequence[Any]) -> int:

@@ -19,6 +19,7 @@ from .encoder import Encoder, EngineSettings
 from .errors import SettingsError
 from .featurization import Failure, FeatureSpec, featurize_with_failures, without_rows
 from .isolation import IsolatedEncoder
+from .metrics import counting_for
 from .provenance import MAX_DEATHS, Provenance
 from .row_fields import fields_of
 from .watchdog import WATCHDOG
@@ -53,9 +54,16 @@ class _Worker(beam.DoFn):
     """Holds the encoder that all stages of the process share."""
 
     def __init__(
-        self, model: str, engine: EngineSettings, spec: FeatureSpec, stall_timeout: float, apart: bool = False
+        self,
+        model: str,
+        engine: EngineSettings,
+        spec: FeatureSpec,
+        stall_timeout: float,
+        apart: bool = False,
+        job: str = "",
     ) -> None:
         self._apart = apart
+        self._job = job
         self._told: set[tuple[str, str]] = set()
         self._model = model
         self._engine = engine
@@ -93,7 +101,7 @@ class _Worker(beam.DoFn):
             suspect = provenance.attempt > (1 if self._isolated else MAX_DEATHS)
             encoder = self.isolated(engine) if suspect else self.encoder(engine)
             what = f"batch {provenance.sequence} of split {provenance.ordinal} ({provenance.source!r})"
-        with WATCHDOG.watch(what, self._stall_timeout):
+        with WATCHDOG.watch(what, self._stall_timeout), counting_for(self._job):
             return featurize_with_failures(batch, self._spec, encoder)
 
     def isolated(self, engine: EngineSettings) -> IsolatedEncoder:

@@ -228,11 +228,10 @@ def test_what_runs_in_other_processes_is_not_watched_in_this_one(
 ) -> None:
     """What this process has counted is not what the workers have done."""
 
-    class Untouchable:
-        def __getattr__(self, name: str) -> None:
-            raise AssertionError(name)
+    def untouchable(*_: object) -> None:
+        raise AssertionError
 
-    monkeypatch.setattr(runs, "LIVE", Untouchable())
+    monkeypatch.setattr(runs, "_watched", untouchable)
     monkeypatch.setattr(runs, "is_in_process", lambda _: False)
     settings = {"input": corpus, "text": "review", "output": str(tmp_path / "out")}
     summary = pipelines.tokenize(model, **settings)

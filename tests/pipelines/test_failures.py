@@ -73,7 +73,7 @@ def test_an_error_that_is_its_own_cause_ends() -> None:
 @pytest.mark.parametrize(
     ("code", "told"),
     [
-        (-9, r"was killed \(SIGKILL\), as systems do where memory runs out; .* if_exists 'resume'"),
+        (-9, r"was killed \(SIGKILL\), as systems do where memory runs out; .* `if_exists='resume'`"),
         (137, r"was killed \(SIGKILL\)"),
         (-11, r"a worker has died \(SIGSEGV\); run again"),
         (134, r"a worker has died \(SIGABRT\); run again"),

@@ -10,7 +10,7 @@ from distilbeam.pipelines import progress
 from distilbeam.pipelines.progress import Planned, Progress, State, duration
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
-from distilbeam.transforms.metrics import LIVE, Live
+from distilbeam.transforms.metrics import Live, count, counting, counting_for, named
 from distilbeam.transforms.output.ledger import Ledger
 from tests.clocks import replace_clock
 
@@ -31,8 +31,6 @@ def test_counts_of_many_threads_add_up() -> None:
     assert live.read() == Counter(rows=4000, tokens=12000)
     live.read()["rows"] = 0
     assert live.read()["rows"] == 4000
-    live.reset()
-    assert not live.read()
 
 
 def planned(plan: list[Split], *done: int) -> list[tuple[Split, bool]]:
@@ -47,36 +45,51 @@ def planned(plan: list[Split], *done: int) -> list[tuple[Split, bool]]:
 
 def test_only_what_is_left_is_planned() -> None:
     plan = splits(100, 200, 400)
-    LIVE.reset()
-    assert planned(plan, 1) == [(plan[0], False), (plan[1], True), (plan[2], False)]
-    assert LIVE.read() == Counter(planned=1, planned_bytes=500, planned_splits=2, finished_splits=1)
-    LIVE.reset()
-    planned(plan)
-    assert LIVE.read()["planned_bytes"] == 700
+    with counting() as live:
+        assert planned(plan, 1) == [(plan[0], False), (plan[1], True), (plan[2], False)]
+    assert live.read() == Counter(planned=1, planned_bytes=500, planned_splits=2, finished_splits=1)
+    with counting() as live:
+        planned(plan)
+    assert live.read()["planned_bytes"] == 700
+
+
+def test_each_job_has_counts_of_its_own() -> None:
+    one, other = Live(), Live()
+    with named(one) as first, named(other) as second:
+        with counting_for(first):
+            count(rows=1)
+            with counting_for(second):
+                count(rows=20)
+            with counting_for("a job of another process"):
+                count(rows=300)
+        count(rows=4000)
+    with counting_for(first):
+        count(rows=50000)
+    assert (one.read()["rows"], other.read()["rows"]) == (301, 20)
 
 
 def test_nothing_to_read_is_said() -> None:
-    with Progress("none", "embedding") as shown:
+    with Progress("none", "embedding") as shown, counting(shown.live):
         covered = Split((Part("1.txt", "", 1, "v"),), 1, 2, b"", 0, record="covered0123-89abcdef")
         planned([*splits(100), covered], 0, 1)
         assert shown.state().words() == ["nothing to read, checking the output"]
-        assert LIVE.read()["finished_splits"] == 1
+        assert shown.live.read()["finished_splits"] == 1
 
 
 def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     replace_clock(monkeypatch, progress, monotonic=lambda: clock[0])
-    with Progress("none", "embedding") as shown:
+    with Progress("none", "embedding") as shown, counting(shown.live):
         assert shown.state() == State("starting", 0, 0)
         planned(splits(1000, 3000))
         assert shown.state().phase == "loading the model"
         # A batch of 2,000 bytes and 500 tokens, of which the model has done a tenth.
-        LIVE.add(read_bytes=2000, read_tokens=500, rows=1, tokens=50)
+        count(read_bytes=2000, read_tokens=500, rows=1, tokens=50)
         first = shown.state()
         assert first.done == pytest.approx(200 / 4000)
         assert first.left is None
         clock[0] += 10
-        LIVE.add(rows=19, tokens=450)
+        count(rows=19, tokens=450)
         now = shown.state()
         assert (now.rows, now.tokens, now.done) == (20, 500, 0.5)
         assert now.speed == pytest.approx(450 / 10)
@@ -89,13 +102,13 @@ def test_the_time_left_follows_from_the_bytes_that_are_done(monkeypatch: pytest.
 
 
 def test_finished_splits_tell_how_much_of_a_file_is_text() -> None:
-    with Progress("none", "embedding") as shown:
+    with Progress("none", "embedding") as shown, counting(shown.live):
         planned(splits(1000, 3000))
-        LIVE.add(read_bytes=250, read_tokens=50, rows=5, tokens=50)
+        count(read_bytes=250, read_tokens=50, rows=5, tokens=50)
         assert shown.state().done == pytest.approx(250 / 4000)
-        LIVE.add(finished_bytes=1000)
+        count(finished_bytes=1000)
         assert shown.state().done == pytest.approx(0.25)
-        LIVE.add(read_bytes=250, read_tokens=50, rows=5, tokens=25)
+        count(read_bytes=250, read_tokens=50, rows=5, tokens=25)
         assert shown.state().done == pytest.approx(0.375)
 
 
@@ -119,10 +132,10 @@ class Lines(io.StringIO):
 def test_log_lines_are_plain_and_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_LOG_SECONDS", 0.01)
     stream = Lines()
-    with Progress("auto", "embedding", stream) as shown:
+    with Progress("auto", "embedding", stream) as shown, counting(shown.live):
         stream.wait_for(" embedding: starting\n")
         planned(splits(100))
-        LIVE.add(read_bytes=50, read_tokens=10, rows=1234, tokens=10)
+        count(read_bytes=50, read_tokens=10, rows=1234, tokens=10)
         stream.wait_for(" embedding: 50%, 1,234 rows\n")
     assert "\x1b" not in stream.getvalue()
     assert not shown._thread.is_alive(), "it goes on to write"
@@ -130,8 +143,8 @@ def test_log_lines_are_plain_and_finite(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_none_shows_nothing() -> None:
     stream = io.StringIO()
-    with Progress("none", "embedding", stream):
-        LIVE.add(rows=1)
+    with Progress("none", "embedding", stream) as shown, counting(shown.live):
+        count(rows=1)
     assert stream.getvalue() == ""
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distilbeam.transforms.encoder import Encoder, Outputs
 from distilbeam.transforms.featurization import FEATURES, FeatureSpec, featurize
-from distilbeam.transforms.metrics import LIVE
+from distilbeam.transforms.metrics import Live, counting
 from distilbeam.transforms.provenance import ROW, Provenance
 from distilbeam.transforms.tokenization import Tokens
 from tests.checkpoints import UNCASED_VOCABULARY, Checkpoints
@@ -66,8 +66,10 @@ class Spied:
 
     def outputs(self, texts: list[str]) -> Outputs:
         self.rows.clear()
-        LIVE.reset()
-        return self.encoder.outputs(pa.array(texts, pa.string()), EVERYTHING)
+        with counting(Live()) as live:
+            outputs = self.encoder.outputs(pa.array(texts, pa.string()), EVERYTHING)
+        self.counted = live.read()
+        return outputs
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_repeats_change_nothing_but_the_work(spied: Spied, pool: list[str], data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tokens, "first_equal", lambda _: None)
         expected = spied.outputs(texts)
-    counted = LIVE.read()
+    counted = spied.counted
 
     outputs = spied.outputs(texts)
     assert outputs.rows.tolist() == expected.rows.tolist()
@@ -106,7 +108,7 @@ def test_repeats_change_nothing_but_the_work(spied: Spied, pool: list[str], data
     # A row of two tokens may also be a probe of the model.
     assert sorted(row for row in spied.rows if len(row) > 2) == sorted({tuple(row) for row in ids if len(row) > 2})
     for name in ("rows", "tokens", "read_tokens", *([] if outputs.failed else ["slots"])):
-        assert LIVE.read()[name] == counted[name], name
+        assert spied.counted[name] == counted[name], name
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -108,7 +108,7 @@ def test_a_row_without_a_schema_is_checked() -> None:
     check_row({"id": 1, "review": None}, ["review"], ["label"])
     with pytest.raises(SettingsError, match="no text field 'text'; of its 2 columns 'texts' is named most like it"):
         check_row({"id": 1, "texts": "private"}, ["text"], ["label"])
-    with pytest.raises(SettingsError, match="a field 'id' already; set prefix"):
+    with pytest.raises(SettingsError, match="a field 'id' already; set `prefix`"):
         check_row({"id": 1, "review": "a"}, ["review"], ["id"])
 
 

@@ -20,7 +20,7 @@ import torch
 from distilbeam.transforms.batching import micro_batches
 from distilbeam.transforms.errors import CheckpointError, DistilbeamError
 from distilbeam.transforms.halving import find_failing
-from distilbeam.transforms.metrics import LIVE
+from distilbeam.transforms.metrics import count
 from distilbeam.transforms.tokenization import Tokens
 from distilbeam.transforms.watchdog import WATCHDOG
 
@@ -100,7 +100,7 @@ class _Work:
         repeats = self.copies[rows] - 1
         if repeats.any():
             tokens = int(repeats @ self.tokens.lengths[rows])
-            LIVE.add(rows=int(repeats.sum()), tokens=tokens, slots=tokens)
+            count(rows=int(repeats.sum()), tokens=tokens, slots=tokens)
 
 
 def _arithmetic(compute: Compute, device: torch.device, config: ModelConfig) -> Arithmetic:
@@ -315,7 +315,7 @@ class Engine:
             finite &= np.isfinite(scores).all(axis=1)
             result.scores[batch] = scores
         self._fitted = max(self._fitted, len(ids))
-        LIVE.add(rows=len(batch), tokens=len(ids))
+        count(rows=len(batch), tokens=len(ids))
         for row in batch[~finite]:
             result.failed[int(row)] = ("NonFiniteError", "the model's output is not finite")
 
@@ -331,7 +331,7 @@ class Engine:
                 outputs.append(self._classifier()(hidden, packed))
             # Even what nobody wants, so that what fails fails here.
             arrays = fetched(outputs or [hidden[:1].float()])
-        LIVE.add(slots=len(packed.ids))
+        count(slots=len(packed.ids))
         return dict(zip(pooling, arrays, strict=False)), arrays[-1] if classify else None
 
     def _classifier(self) -> ClassificationHead:

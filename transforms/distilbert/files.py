@@ -86,7 +86,7 @@ def instead_of(content: bytes) -> str | None:
     start = content[:512].lstrip().lower()
     if start.startswith(_POINTERS):
         return (
-            "is a Git LFS pointer, which only names the real file; run `git lfs pull` in the clone, or download the "
+            "is a Git LFS pointer, which only names the real file; run 'git lfs pull' in the clone, or download the "
             "file itself"
         )
     if start.startswith((b"<!doctype html", b"<html")):

@@ -8,6 +8,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -109,7 +111,7 @@ def _side_by_side(work_off: Callable[[], None], lanes: int, threads: int, ended:
                 for _ in range(lanes):
                     crew.append(_Worker.idle())
                 for worker in crew:
-                    worker.begin(lane)
+                    worker.begin(partial(copy_context().run, lane))
                 for worker in crew:
                     worker.wait()
             except BaseException as error:

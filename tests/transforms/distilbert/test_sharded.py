@@ -123,7 +123,7 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (POINTER, "is a Git LFS pointer, .*; run `git lfs pull`"),
+        (POINTER, "is a Git LFS pointer, .*; run 'git lfs pull'"),
         ("<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is an HTML page"),
         ('{"error": "Repository not found"}', "is an error message of a server"),
     ],
