@@ -156,7 +156,7 @@ class WriteFeatures(beam.PTransform):
     def check_output(self) -> None:
         """Raises OutputExistsError if the folder holds what must stay."""
         with suppress(InputError):  # the folder may be out of reach from here; the commit looks again
-            OutputState.read(self._output).refuse_existing(self.if_exists)
+            OutputState.read(self._output, replace=self.if_exists == "overwrite").refuse_existing(self.if_exists)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[dict[str, Any]]:
         self.check_output()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,16 +59,16 @@ def change(path: Path, turn: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(document))
 
 
-def refused(output: Path, *more: Any) -> list[str]:
-    """What everyone who looks at the folder is told; nothing is touched."""
+def refused(output: Path, *more: Any, replaced: bool = True) -> list[str]:
+    """What everyone who looks at the folder is told; nothing is touched, unless it is to be replaced."""
     before = {path: data for path, data in files(str(output)).items() if "staging" not in path}
     told = []
     plan = Plan(lines=15)
     for look in (
         lambda: OutputState.read(str(output)),
-        lambda: begin(str(output), "overwrite"),
+        lambda: begin(str(output), "error"),
         lambda: begin(str(output), "resume"),
-        lambda: commit(str(output), plan.write_all(output, SHARDS), if_exists="overwrite"),
+        lambda: commit(str(output), plan.write_all(output, SHARDS), if_exists="resume"),
         *more,
     ):
         with pytest.raises((InputError, OutputError)) as caught:
@@ -76,6 +77,14 @@ def refused(output: Path, *more: Any) -> list[str]:
     assert all("damaged" in message for message in told), told
     assert before.items() <= files(str(output)).items()
     assert (output.parent / "mine.parquet").read_bytes() == b"mine"
+    if replaced:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copytree(output.parent, Path(folder, "copy")) / output.name
+            base = begin(str(copy), "overwrite")
+            commit(str(copy), plan.write_all(copy, SHARDS), if_exists="overwrite", base=base)
+            assert visible_rows(str(copy)) == plan.rows
+            assert (copy.parent / "mine.parquet").read_bytes() == b"mine"
+            OutputState.read(str(copy))
     return told
 
 
@@ -168,7 +177,7 @@ def test_no_manifest_and_no_entry(output: Path, data: bytes) -> None:
 
 def test_what_is_huge_is_not_read(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "MAX_JSON_BYTES", 1000)
-    told = refused(output, lambda: load_manifest(str(output)))
+    told = refused(output, lambda: load_manifest(str(output)), replaced=False)
     assert "more than the 1000" in told[0]
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from distilbeam.transforms.errors import InputError, OutputError
 from distilbeam.transforms.storage import conditional, filesystems
 
+from .folders import concurrently
 from .history import Base, Entry, entry_path, is_superseded, list_entries, load_entry
-from .manifest import MANIFEST, Manifest, fenced, parse_manifest
-from .staging import OutputState, concurrently
+from .manifest import MANIFEST, MAX_JSON_BYTES, Manifest, fenced, parse_manifest
+from .staging import OutputState
 
 __all__ = ["Claim", "other_job"]
 
@@ -65,6 +66,7 @@ class Claim:
 
     def save(self, manifest: Manifest) -> None:
         """Writes the manifest, or raises OutputError if that which was to be replaced is no longer there."""
+        manifest = manifest.save_pieces(self.output)
         if not _write(filesystems.join(self.output, MANIFEST), manifest.to_json(), self.version):
             raise other_job(self.output)
 
@@ -74,7 +76,7 @@ class Claim:
         As long as the manifest is the one that this commit was to replace, the later job has deleted nothing, and
         will see what lies here: nothing is deleted then, since the commit may still be finished by a twin.
         """
-        state = OutputState.read(self.output)
+        state = OutputState.read(self.output, replace=True)
         if state.version == self.version:
             return
         theirs = {file.path for entry in state.unfinished if entry.target != self.target.digest for file in entry.added}
@@ -104,7 +106,13 @@ def _number(state: OutputState, base: Base, target: Manifest, garbage: Sequence[
     number = state.newest + 1
     entry = Entry.of(number, replace(base, commit=state.commit), target, added, garbage)
     url = filesystems.join(state.output, entry_path(number))
-    if not conditional.create(url, entry.to_json()):
+    data = entry.to_json()
+    if len(data) > MAX_JSON_BYTES:
+        raise OutputError(
+            f"the commit adds and removes {len(entry.files)} files, more than its entry in the history can name; set a "
+            "larger `split_bytes`, or write parts of the input to outputs of their own"
+        )
+    if not conditional.create(url, data):
         try:
             there = load_entry(state.output, number)
         except InputError as error:  # its job has taken it back
@@ -133,7 +141,7 @@ def _fence(state: OutputState, number: int, target: Manifest) -> str | None:
         there, version = conditional.read(url)
         if there == data:
             return version
-        manifest = parse_manifest(url, there)
+        manifest = parse_manifest(state.output, there)
         if (manifest.commit if manifest else 0) != state.commit or is_superseded(state.output, number):
             break
         # Another one that is over has fenced it off meanwhile.

@@ -37,6 +37,7 @@ from .accounting import (
 )
 from .claims import Claim, other_job
 from .cleaning import clean, clean_alone
+from .folders import concurrently, listed, sha256_of
 from .history import Base, is_superseded, list_entries, load_entry
 from .manifest import Manifest, find_manifest
 from .records import (
@@ -52,7 +53,7 @@ from .records import (
     without_path,
 )
 from .shards import parquet_bytes
-from .staging import OutputState, concurrently, listed, sha256_of
+from .staging import OutputState
 
 __all__ = ["PART", "begin", "commit", "was_overtaken"]
 
@@ -77,7 +78,12 @@ def begin(output: str, if_exists: str, job: str | None = None) -> Base:
         OutputExistsError: the folder holds what must stay.
         InputError, OutputError: it cannot be read, or holds something damaged.
     """
-    state = OutputState.read(output)
+    state = OutputState.read(output, replace=if_exists == "overwrite")
+    if state.damaged:
+        _log.warning(
+            "what %r says of its output cannot be read; all files with names of an output are replaced at the commit",
+            output,
+        )
     staged = sum(path.startswith(f"{STAGING}/") and path.endswith(".json") for path in state.present)
     if staged and if_exists != "resume":
         _log.warning(
@@ -128,7 +134,7 @@ def commit(
     target = Manifest(tuple(final_record(record) for record in records))
     if len(target.files) < sum(len(record.files) for record in target.records):
         raise OutputError("two splits have the same file names; set `max_shard_bytes` to another value and run again")
-    state = OutputState.read(output)
+    state = OutputState.read(output, replace=if_exists == "overwrite")
     # What the plan found finished, or did not find, was so when it looked, which may be before the job's own look.
     base = (base or state.base(uuid.uuid4().hex)).earliest(*(record.base for record in records))
     if _is_overtaken(state, base, target):
@@ -144,7 +150,7 @@ def commit(
         return _publish(state, base, records, target)
     except (InputError, OutputError) as error:
         # The same commit may run twice at once, as runners do, and the other one may have been quicker.
-        now = OutputState.read(output)
+        now = OutputState.read(output, replace=if_exists == "overwrite")
         if _is_overtaken(now, base, target):
             raise other_job(output) from error
         if now.manifest is None or now.unfinished or now.manifest.digest != target.digest:
@@ -199,7 +205,9 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
 def _replace(claim: Claim, records: Sequence[SplitRecord]) -> Manifest:
     """Puts the new output in place of the old one, the manifest last."""
     output, target = claim.output, claim.target
-    state = OutputState.read(output)  # once more: another job may have placed files until the fence, or cleaned up
+    state = OutputState.read(
+        output, replace=True
+    )  # once more: another job may have placed files until the fence, or cleaned up
     _check_staged(state, records, target)
     garbage = _garbage(state, target)
 

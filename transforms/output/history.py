@@ -24,6 +24,7 @@ __all__ = ["HISTORY", "Base", "Entry", "entry_path", "is_superseded", "list_entr
 
 HISTORY = "_distilbeam/history"
 VERSION = 1
+_MAX_INDENTED = 50_000  # files; blanks would take a fifth of an entry with more
 _NAME = re.compile(rf"{HISTORY}/(\d{{6,12}})\.json")
 
 
@@ -122,7 +123,8 @@ class Entry:
 
     def to_json(self) -> bytes:
         """The entry as JSON."""
-        return (json.dumps({"version": VERSION, **asdict(self)}, indent=1) + "\n").encode()
+        indent = None if len(self.added) + len(self.removed) > _MAX_INDENTED else 1
+        return (json.dumps({"version": VERSION, **asdict(self)}, indent=indent) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Entry:

@@ -24,6 +24,8 @@ from distilbeam.transforms.input.splits import Part, Split
 from distilbeam.transforms.storage.filesystems import FileInfo, NoFilesError, join, open_input
 
 from . import attempts
+from .agreement import difference
+from .folders import concurrently
 from .increments import COVERED, Misfit, files_of, holding, is_covered, plan_increment
 from .manifest import (
     STAGING,
@@ -42,11 +44,13 @@ from .manifest import (
 )
 from .precision import check_dtypes, found_dtypes
 from .shards import ShardSettings, ShardWriter
-from .staging import OutputState, concurrently, difference, stage_record
+from .staging import OutputState, stage_record
 
 __all__ = ["Ledger"]
 
 _log = logging.getLogger(__name__)
+
+_MAX_COVERED = 50_000  # files in one record
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class _Planning:
 
     def __init__(self, ledger: Ledger, reading: ReadSettings | str) -> None:
         self._ledger = ledger
-        self._state = OutputState.read(ledger.output)
+        self._state = OutputState.read(ledger.output, replace=not ledger.resume)
         if isinstance(reading, ReadSettings) and ledger.resume and self._state.manifest:
             reading = reading.as_made_by(self._state.manifest.reading)
         self._reading = reading
@@ -228,8 +232,9 @@ class _Planning:
         if made is not None and earlier is None and self._is_other_input(made, splits):
             return self._with_records(plan_splits(self._reading, apart=True))
         splits = self._with_records(splits)
-        if earlier is not None and covered:
-            splits.append(self._cover(earlier, covered))
+        if earlier is not None:
+            some = (covered[first : first + _MAX_COVERED] for first in range(0, len(covered), _MAX_COVERED))
+            splits += [self._cover(earlier, files) for files in some]
         return numbered(splits)
 
     def _is_other_input(self, made: Manifest, splits: Sequence[Split]) -> bool:

@@ -3,6 +3,7 @@
 OUT/features/part-00000-1a2b3c4d.parquet  shards; a split with several has -000, -001, ... before the suffix
 OUT/_rejects/part-00000-1a2b3c4d.parquet
 OUT/_distilbeam/manifest.json             written last
+OUT/_distilbeam/manifest/                 pieces of it where splits are very many
 OUT/_distilbeam/history/000001.json       an entry for each commit, written first
 OUT/_distilbeam/staging/                  files of splits until the commit
 """
@@ -13,12 +14,14 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage import filesystems
 
+from .pieces import MAX_JSON_BYTES, PIECES, Piece, in_pieces, read_piece, write_piece
 from .records import (
     FEATURES,
     REJECTS,
@@ -61,6 +64,7 @@ __all__ = [
     "find_manifest",
     "fingerprint",
     "identity",
+    "is_placed",
     "load_manifest",
     "parse_manifest",
     "read_json",
@@ -70,9 +74,8 @@ __all__ = [
 
 MANIFEST = "_distilbeam/manifest.json"
 VERSION = 1
-MAX_JSON_BYTES = 256 << 20
-"""A larger manifest, history entry or staged record is refused unread: it would cost more memory than it may."""
-
+VERSION_IN_PIECES = 2
+_LOOKS = 4
 _NONE = {"version": VERSION, "commit": 0, "splits": []}
 _SHARED = ("input", "models", "reading", "schema", "writer")
 
@@ -84,10 +87,13 @@ class Manifest:
     Attributes:
         records: the splits.
         commit: number of the commit that made it, as in the history; 0 before it has one.
+        pieces: the files that hold the splits, if the manifest itself does not.
     """
 
     records: tuple[SplitRecord, ...]
     commit: int = 0
+    pieces: tuple[Piece, ...] = field(default=(), compare=False, repr=False)
+    _digest: list[str] = field(default_factory=list, init=False, compare=False, repr=False)
 
     @property
     def files(self) -> frozenset[str]:
@@ -176,11 +182,20 @@ class Manifest:
     @property
     def digest(self) -> str:
         """SHA-256 of what the output is, whichever commit makes it; without the bytes of rejects, known only in it."""
-        records = [
-            replace(record, rejects_file=record.rejects_file and replace(record.rejects_file, bytes=0, sha256=""))
-            for record in self.records
-        ]
-        return hashlib.sha256(replace(self, records=tuple(records), commit=0).to_json()).hexdigest()
+        if not self._digest:
+            shared = self._shared
+            digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode())
+            for record in self.records:
+                rejects = record.rejects_file and replace(record.rejects_file, bytes=0, sha256="")
+                own = _own(replace(record, rejects_file=rejects), shared)
+                digest.update(json.dumps(own, separators=(",", ":")).encode())
+            self._digest.append(digest.hexdigest())
+        return self._digest[0]
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """What splits have in common, as far as they have."""
+        return {name: getattr(self, name) for name in _SHARED}
 
     def summary(self, output: str) -> dict[str, Any]:
         """The manifest in a few numbers, for logs and for the next step of a pipeline."""
@@ -201,42 +216,76 @@ class Manifest:
             "computes": self.computes,
         }
 
+    def save_pieces(self, output: str) -> Manifest:
+        """This manifest with its splits in files of their own, which are written, if one file would get too large.
+
+        Raises:
+            OutputError: a piece cannot be written.
+        """
+        shared = self._shared
+        groups = in_pieces(_own(record, shared) for record in self.records)
+        first = next(groups)
+        if sum(map(len, first)) and len(first) == len(self.records):
+            return self
+        pieces = [write_piece(output, self.commit, 0, first)]
+        del first
+        pieces += (write_piece(output, self.commit, number, group) for number, group in enumerate(groups, 1))
+        filesystems.sync(filesystems.join(output, PIECES))
+        return replace(self, pieces=tuple(pieces))
+
     def to_json(self) -> bytes:
         """The manifest as JSON; equal for equal outputs. What all splits share is written once."""
-        shared: dict[str, Any] = {name: getattr(self, name) for name in _SHARED}
-        splits = [
-            {key: value for key, value in record.as_dict().items() if key not in shared or value != shared[key]}
-            for record in self.records
-        ]
-        document = {
-            "version": VERSION,
+        shared = self._shared
+        document: dict[str, Any] = {
+            "version": VERSION_IN_PIECES if self.pieces else VERSION,
             "commit": self.commit,
             "rows": self.rows,
             "rejects": self.rejects,
             "statistics": asdict(self.statistics),
             "computes": self.computes,
             **shared,
-            "splits": splits,
         }
+        if self.pieces:
+            document["pieces"] = [asdict(piece) for piece in self.pieces]
+        else:
+            document["splits"] = [_own(record, shared) for record in self.records]
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Manifest:
+    def from_json(cls, data: bytes, output: str = "") -> Manifest:
         """The inverse of ``to_json``.
 
+        Args:
+            data: the manifest.
+            output: path or URL of the folder with its pieces, if it has any.
+
         Raises:
-            ValueError, TypeError, KeyError, RecursionError: it is not a manifest of this version.
+            ValueError, TypeError, KeyError, RecursionError: it is not a manifest of a version that is known.
+            InputError: a piece cannot be read.
         """
         document = json.loads(data)
-        if document["version"] != VERSION:
+        if document["version"] not in (VERSION, VERSION_IN_PIECES):
             raise ValueError(f"version {document['version']!r}")
         if not is_count(document.get("commit", 0)):
             raise ValueError("the commit is not a number")
         shared = {name: document[name] for name in _SHARED if name in document}
-        records = tuple(SplitRecord.from_dict({**shared, **split}) for split in document["splits"])
+        if "schema" in shared:  # one object for all records
+            shared["schema"] = tuple((name, kind) for name, kind in shared["schema"])
+        if document["version"] == VERSION:
+            pieces: tuple[Piece, ...] = ()
+            groups: Iterator[list[dict[str, Any]]] = iter([document["splits"]])
+        else:
+            pieces = tuple(Piece.from_dict(piece) for piece in document["pieces"])
+            groups = (read_piece(output, piece) for piece in pieces)
+        records = tuple(SplitRecord.from_dict({**shared, **split}) for group in groups for split in group)
         if not records or not all(is_placed(file.path) for record in records for file in record.files):
             raise ValueError("no splits, or a path that no output has")
-        return cls(records, document.get("commit", 0))
+        return cls(records, document.get("commit", 0), pieces)
+
+
+def _own(record: SplitRecord, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """A split as JSON values, without what it has in common with the others."""
+    return {key: value for key, value in record.as_dict().items() if key not in shared or value != shared[key]}
 
 
 def find_manifest(output: str) -> Manifest | None:
@@ -245,11 +294,7 @@ def find_manifest(output: str) -> Manifest | None:
     Raises:
         InputError: it is damaged, of another version or cannot be read.
     """
-    url = filesystems.join(output, MANIFEST)
-    if not filesystems.exists(url):
-        return None
-    check_size(url, filesystems.file_info(url).size)
-    return parse_manifest(url, filesystems.read_bytes(url))
+    return _read(output) if filesystems.exists(filesystems.join(output, MANIFEST)) else None
 
 
 def load_manifest(output: str) -> Manifest:
@@ -258,12 +303,25 @@ def load_manifest(output: str) -> Manifest:
     Raises:
         InputError: there is none, or it is damaged, of another version or cannot be read.
     """
-    url = filesystems.join(output, MANIFEST)
-    check_size(url, filesystems.file_info(url).size)
-    manifest = parse_manifest(url, filesystems.read_bytes(url))
+    manifest = _read(output)
     if manifest is None:
         raise InputError(f"{output!r} holds no complete output yet: its first commit was cut off; run the job again")
     return manifest
+
+
+def _read(output: str) -> Manifest | None:
+    url = filesystems.join(output, MANIFEST)
+    for last in (*[False] * _LOOKS, True):
+        check_size(url, filesystems.file_info(url).size)
+        data = filesystems.read_bytes(url)
+        try:
+            return parse_manifest(output, data)
+        except InputError as error:
+            # The next commit may have replaced it and deleted its pieces meanwhile.
+            gone = isinstance(error.__cause__, FileNotFoundError)
+            if last or not gone or filesystems.read_bytes(url) == data:
+                raise
+    raise AssertionError("unreachable")
 
 
 def fenced(manifest: Manifest | None, commit: int) -> bytes:
@@ -279,21 +337,21 @@ def fenced(manifest: Manifest | None, commit: int) -> bytes:
     return (json.dumps({**document, "taken_over_by": commit}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def parse_manifest(url: str, data: bytes) -> Manifest | None:
-    """The manifest in the bytes of a file; None if they are what ``fenced`` gives where there is none.
+def parse_manifest(output: str, data: bytes) -> Manifest | None:
+    """The manifest in the bytes of its file; None if they are what ``fenced`` gives where there is none.
 
     Raises:
-        InputError: it is damaged or of another version.
+        InputError: it, or a piece of it, is damaged or of another version, or a piece cannot be read.
     """
     try:
         document = json.loads(data)
         if _NONE.items() <= document.items():
             return None
-        return Manifest.from_json(data)
+        return Manifest.from_json(data, output)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{url!r} is no manifest that this version of distilbeam can read ({type(error).__name__}); "
-            "it may be damaged or written by a newer version"
+            f"{filesystems.join(output, MANIFEST)!r} is no manifest that this version of distilbeam can read "
+            f"({type(error).__name__}); it may be damaged or written by a newer version"
         ) from None
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -186,9 +186,12 @@ class SplitRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON values, without ``base``, and without what hardly any record has."""
-        values = asdict(self)
-        del values["base"]
-        return {key: value for key, value in values.items() if value or key not in ("unread", "dropped", "added")}
+        values = {name: getattr(self, name) for name in _FIELDS}
+        values["parts"] = [asdict(part) for part in self.parts]
+        values["shards"] = [asdict(shard) for shard in self.shards]
+        values["rejects_file"] = self.rejects_file and asdict(self.rejects_file)
+        values["statistics"] = asdict(self.statistics)
+        return {key: value for key, value in values.items() if value or key not in _RARE}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SplitRecord:
@@ -203,7 +206,8 @@ class SplitRecord:
         fields["shards"] = tuple(FileRecord(**shard) for shard in fields["shards"])
         fields["rejects_file"] = None if rejects_file is None else FileRecord(**rejects_file)
         fields["statistics"] = Statistics(**fields["statistics"])
-        fields["schema"] = tuple((name, kind) for name, kind in fields["schema"])
+        if not isinstance(fields["schema"], tuple):  # as JSON has it
+            fields["schema"] = tuple((name, kind) for name, kind in fields["schema"])
         fields["models"] = tuple(fields["models"])
         fields["unread"] = tuple(fields.get("unread", ()))
         if "base" in fields:
@@ -245,6 +249,10 @@ class SplitRecord:
             sums.labels is None
             or all(isinstance(name, str) and is_count(count) for name, count in sums.labels.items()),
         )
+
+
+_RARE = ("unread", "dropped", "added")
+_FIELDS = tuple(field.name for field in fields(SplitRecord) if field.name != "base")
 
 
 def is_placed(path: str) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -14,6 +12,8 @@ from distilbeam.transforms.errors import InputError, OutputError, OutputExistsEr
 from distilbeam.transforms.provenance import Provenance
 from distilbeam.transforms.storage import conditional, filesystems
 
+from .agreement import difference, same, unnamed
+from .folders import concurrently, listed, sha256_of
 from .history import Base, Entry, load_entry, number_of
 from .manifest import (
     MANIFEST,
@@ -22,26 +22,22 @@ from .manifest import (
     FileRecord,
     Manifest,
     SplitRecord,
-    agree,
-    canonical,
     check_size,
     final_record,
+    is_placed,
     parse_manifest,
     read_json,
     settings_of,
-    without_path,
 )
 from .shards import ShardSettings
 
-__all__ = ["OutputState", "concurrently", "difference", "finished_record", "listed", "sha256_of", "stage_record"]
+__all__ = ["OutputState", "finished_record", "stage_record"]
 
 _LOOKS = 5
 
 # The writer's settings by the names that a job has for them.
-_SET_AS = {"format": "output_format", "max_bytes": "max_shard_bytes"}
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 def stage_record(output: str, record: SplitRecord) -> None:
@@ -61,6 +57,7 @@ class OutputState:
         version: that of the manifest's file, as ``conditional.read`` gives it.
         entries: numbers of the entries in the history, ascending.
         unfinished: entries that are newer than the manifest, in order: each a commit that was cut off or is under way.
+        damaged: whether the manifest, or an entry that is newer, is there and cannot be read.
     """
 
     output: str
@@ -69,10 +66,16 @@ class OutputState:
     version: str | None
     entries: tuple[int, ...]
     unfinished: tuple[Entry, ...]
+    damaged: bool = False
 
     @classmethod
-    def read(cls, output: str) -> OutputState:
+    def read(cls, output: str, *, replace: bool = False) -> OutputState:
         """Looks at a folder, which need not exist.
+
+        Args:
+            output: path or URL of the folder.
+            replace: whether the output is to be replaced, so that a manifest or an entry that cannot be read is no
+                obstacle: it is ``damaged`` then, and all files with names of ours are taken for its.
 
         Raises:
             InputError: the folder cannot be listed.
@@ -80,7 +83,7 @@ class OutputState:
         """
         for last in (*[False] * (_LOOKS - 1), True):
             try:
-                if (state := cls._look(output, last)) is not None:
+                if (state := cls._look(output, last, replace)) is not None:
                     return state
             except InputError as error:
                 # It may have changed between the listing and the reading; a store out of reach stays so.
@@ -90,16 +93,35 @@ class OutputState:
         raise AssertionError
 
     @classmethod
-    def _look(cls, output: str, last: bool) -> OutputState | None:
+    def _look(cls, output: str, last: bool, replace: bool) -> OutputState | None:
         """What is there, or None if another commit has ended meanwhile, whose files the listing may lack."""
         url = filesystems.join(output, MANIFEST)
         manifest, version = None, None
+        damaged = False
+
+        def bear(error: InputError) -> None:
+            """Raises it unless it tells of damage to what is to be replaced."""
+            gone = last and isinstance(error.__cause__, FileNotFoundError)  # a piece of the manifest
+            if not replace or not (gone or error.__cause__ is None):
+                raise error
+
+        def load(number: int) -> Entry | None:
+            try:
+                return load_entry(output, number)
+            except InputError as error:
+                bear(error)
+                return None
+
         try:
             before = filesystems.file_info(url) if filesystems.exists(url) else None
             if before is not None:
-                check_size(url, before.size)
-                data, version = conditional.read(url)
-                manifest = parse_manifest(url, data)
+                try:
+                    check_size(url, before.size)
+                    data, version = conditional.read(url)
+                    manifest = parse_manifest(output, data)
+                except InputError as error:
+                    bear(error)
+                    damaged, version = True, conditional.version_of(url)
             found = listed(output)
             if "" in found:
                 raise OutputExistsError(f"{output!r} is a file; choose a folder for the output, which need not exist")
@@ -108,12 +130,16 @@ class OutputState:
             present = {path: info.size for path, info in found.items()}
             entries = sorted(number for path in present if (number := number_of(path)) is not None)
             newer = [number for number in entries if manifest is None or number > manifest.commit]
-            unfinished = concurrently(lambda number: load_entry(output, number), newer)
+            unfinished = concurrently(load, newer)
         except InputError as error:
             if error.__cause__ is not None:  # it could not be read
                 raise
-            raise OutputError(f"{error}; choose another folder or delete this one") from None
-        return cls(output, present, manifest, version, tuple(entries), tuple(unfinished))
+            raise OutputError(
+                f"{error}; set `if_exists='overwrite'` to replace the output, or choose another folder"
+            ) from None
+        known = tuple(entry for entry in unfinished if entry is not None)
+        damaged = damaged or len(known) < len(unfinished)
+        return cls(output, present, manifest, version, tuple(entries), known, damaged)
 
     @property
     def commit(self) -> int:
@@ -143,7 +169,8 @@ class OutputState:
         """Files that a manifest names, or a commit that was not finished."""
         made = self.manifest.files if self.manifest else frozenset()
         placed = ({file.path for file in entry.added} for entry in self.abandoned)
-        return made.union(*(entry.files for entry in self.unfinished), *placed)
+        lost = filter(is_placed, self.present) if self.damaged else ()
+        return made.union(*(entry.files for entry in self.unfinished), *placed, lost)
 
     @property
     def abandoned(self) -> tuple[Entry, ...]:
@@ -219,11 +246,11 @@ class OutputState:
         made = self.manifest
         if made is None:
             return
-        if _same(made, settings=settings, writer=writer) and made.reading == reading:
+        if same(made, settings=settings, writer=writer) and made.reading == reading:
             return
         if self.unfinished and self.unfinished[-1].intends(settings, writer, reading):
             return  # an overwrite with these settings was cut off in its commit
-        if _same(made, settings=settings, writer=writer):
+        if same(made, settings=settings, writer=writer):
             what = (
                 "settings of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, `limit`, or what bounds a "
                 "line)"
@@ -267,7 +294,7 @@ class OutputState:
         """
         for candidates in (self._committed.get(split, []), list(self._staged(split).values())):
             named = [each for each in candidates if record in ("", each.name)]
-            usable = [each for each in named if _same(each, settings=settings, writer=writer)]
+            usable = [each for each in named if same(each, settings=settings, writer=writer)]
             found = [located for each in usable if (located := self._locate(each)) is not None]
             if found:
                 return found
@@ -276,14 +303,14 @@ class OutputState:
     def forget_others(self, split: str, *, writer: Mapping[str, Any], settings: Sequence[Any]) -> None:
         """Deletes records of a split that was staged with other settings, so that only one can be meant."""
         for name, record in self._staged(split).items():
-            if not _same(record, settings=settings, writer=writer):
+            if not same(record, settings=settings, writer=writer):
                 filesystems.delete(filesystems.join(self.output, name))
 
     @cached_property
     def _committed(self) -> dict[str, list[SplitRecord]]:
         made = self.manifest
         newest = self.unfinished[-1] if self.unfinished else None
-        if made is None or (newest and not newest.intends(_unnamed(made), made.writer, made.reading)):
+        if made is None or (newest and not newest.intends(unnamed(made), made.writer, made.reading)):
             return {}  # a commit that was cut off was about to replace it
         return _grouped((record.split, record) for record in made.records)
 
@@ -350,41 +377,8 @@ def finished_record(state: OutputState, provenance: Provenance, shards: ShardSet
     return replace(records[0], ordinal=provenance.ordinal, splits=provenance.splits, base=provenance.base)
 
 
-def listed(output: str) -> dict[str, filesystems.FileInfo]:
-    """Every file below a folder, by path below it.
-
-    Raises:
-        InputError: the folder cannot be listed.
-    """
-    _, root = filesystems.resolve(output)
-    infos = filesystems.list_files(output)
-    return {filesystems.resolve(info.url)[1].removeprefix(root.rstrip("/")).lstrip("/"): info for info in infos}
-
-
 def _version(info: filesystems.FileInfo | None) -> tuple[int, str] | None:
     return (info.size, info.version) if info else None
-
-
-def sha256_of(output: str, path: str) -> str:
-    """SHA-256 of a file below the output folder.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with filesystems.open_input(filesystems.join(output, path)) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def concurrently(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Calls a function that waits for a store on every item, in threads; the first error is raised."""
-    items = list(items)
-    if len(items) <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(16, len(items)), thread_name_prefix="distilbeam-output") as pool:
-        return list(pool.map(function, items))
 
 
 def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
@@ -392,31 +386,3 @@ def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     for key, value in pairs:
         groups.setdefault(key, []).append(value)
     return groups
-
-
-def _same(made: SplitRecord | Manifest, *, settings: Sequence[Any] | None, writer: Mapping[str, Any]) -> bool:
-    """Whether something was made with these settings; None stands for any settings of the features."""
-    as_asked = settings is None or agree(settings_of(made.models), settings)
-    return as_asked and canonical(made.writer) == canonical(writer)
-
-
-def _unnamed(manifest: Manifest) -> list[Any]:
-    """The settings of each stage; the hashes beside them tell which model it was."""
-    return [without_path(each) for each in settings_of(manifest.models)]
-
-
-def difference(manifest: Manifest, settings: Sequence[Any], writer: Mapping[str, Any]) -> str:
-    """Which settings differ, with both values."""
-    stages = settings_of(manifest.models)
-    if len(stages) != len(settings):
-        return f"it has features of {len(stages)} models, not of {len(settings)}"
-    names_of_both = zip(stages, canonical(settings), strict=True)
-    before, after = dict(manifest.writer), dict(writer)
-    for was, now in names_of_both:
-        was = was if "model" in (now or {}) else without_path(was)
-        changed = [name for name in {*(was or {}), *(now or {})} if (was or {}).get(name) != (now or {}).get(name)]
-        before |= {name: (was or {}).get(name) for name in changed}
-        after |= {name: (now or {}).get(name) for name in changed}
-    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    told = (f"`{_SET_AS.get(name, name)}` was {before.get(name)!r}, is {after.get(name)!r}" for name in names[:3])
-    return ", ".join(told) or "no settings"

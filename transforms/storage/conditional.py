@@ -31,7 +31,7 @@ from distilbeam.transforms.errors import DistilbeamError, InputError, OutputErro
 from . import filesystems, stores
 from .retries import http_status, retry
 
-__all__ = ["create", "read", "replace"]
+__all__ = ["create", "read", "replace", "version_of"]
 
 _KINDS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
 _VERSIONS = {"s3": "ETag", "gs": "generation", "az": "etag"}
@@ -56,6 +56,24 @@ def read(url: str) -> tuple[bytes, str]:
     with filesystems.failing_as(InputError, "look at", url):
         version = str(stores.info(filesystem, path)[key])
     return filesystems.read_bytes(url), version
+
+
+def version_of(url: str) -> str:
+    """The version that ``read`` gives, without the bytes, however many they are.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    key = _VERSIONS.get(_kind(url))
+    if key is not None:
+        filesystem, path = filesystems.resolve(url)
+        with filesystems.failing_as(InputError, "look at", url):
+            return str(stores.info(filesystem, path)[key])
+    digest = hashlib.sha256()
+    with filesystems.open_input(url) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def create(url: str, data: bytes) -> bool:
