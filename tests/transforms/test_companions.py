@@ -38,7 +38,17 @@ _BESIDE = [
         "load.log",
         "load.py",
     ),
-    *("a.parquet.tmp", "notes.md", "stats.json", "plot.png", "config.yaml", "checksums.txt", "deep/README.rst"),
+    *(
+        "a.parquet.tmp",
+        "notes.md",
+        "stats.json",
+        "state.json",
+        "a.parquet.bak",
+        "plot.png",
+        "config.yaml",
+        "checksums.txt",
+        "deep/README.rst",
+    ),
     *("_SUCCESS", "_metadata", "_common_metadata", ".DS_Store", ".gitattributes", ".a.parquet.crc"),
 ]
 
@@ -83,7 +93,7 @@ def test_documents_whose_kind_the_glob_or_the_format_spells_are_read(tmp_path: P
     assert _listed(f"{tmp_path}/*.md", format="text") == ["a.md", "b.md"]
     assert _listed(tmp_path, format="text") == ["a.md", "b.md"]
     with pytest.raises(
-        InputError, match=r"nothing but files that usually lie beside data, such as '.*a\.md'.* format="
+        InputError, match=r"nothing but files that usually lie beside data, such as '.*a\.md'.* set `format`"
     ):
         _listed(tmp_path)
 
@@ -148,5 +158,15 @@ def test_names_of_data_are_no_companions() -> None:
         "license.parquet",
         "notices.txt",
     )
-    for name in (*names, "version2.tsv", "readme.csv", "history.jsonl", "success.json", "state.jsonl", "readmes.txt"):
+    for name in (
+        *names,
+        "version2.tsv",
+        "readme.csv",
+        "history.jsonl",
+        "success.json",
+        "state.jsonl",
+        "readmes.txt",
+        "history.txt",
+        "security.txt",
+    ):
         assert not is_companion(name), name

@@ -51,6 +51,17 @@ def test_an_inbox_without_any_file_leaves_the_output_as_it_is(inbox: Folder) -> 
     assert ids(OUT) == ["t1"]
 
 
+def test_a_key_that_only_the_second_day_has_is_told(inbox: Folder) -> None:
+    inbox.put("monday", ["m1"])
+    run(inbox.url, OUT)
+    lines = [f'{{"id": "t{n}", "text": "{"x" * 300}"}}' for n in range(5000)]
+    late = '{"id": "last", "text": "y", "stars": 5}'
+    filesystems.write_bytes(inbox.path("tuesday"), "\n".join([*lines, late]).encode())
+    with pytest.raises(InputError, match=r"tuesday\.jsonl' has a column 'stars' that the output does not have"):
+        run(inbox.url, OUT)
+    assert ids(OUT) == ["m1"]
+
+
 @pytest.mark.parametrize("other", [f"{ROOT}/in2", f"{ROOT}/in2/*", f"{ROOT}/in/x.jsonl"])
 def test_an_input_elsewhere_is_still_refused(inbox: Folder, other: str) -> None:
     inbox.put("a", ["a1"])

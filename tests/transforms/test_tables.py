@@ -18,7 +18,7 @@ from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table
+from pyiceberg.table import DataScan, FileScanTask, Table
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import IntegerType, LongType, NestedField, StringType
 
@@ -342,6 +342,17 @@ def test_an_iceberg_column_that_was_renamed_is_refused_until_the_files_are_new(i
         _read(_root(iceberg), text="body")
     iceberg.overwrite(_MORE.rename_columns(["id", "body"]))
     _same(_read(_root(iceberg), text="body"), iceberg.scan().to_arrow())
+
+
+def test_delete_files_of_iceberg_are_refused_by_name(iceberg: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = DataScan.plan_files
+
+    def with_deletes(self: DataScan) -> list[FileScanTask]:  # which other writers make, and pyiceberg does not
+        return [FileScanTask(task.file, delete_files={task.file}) for task in plan(self)]
+
+    monkeypatch.setattr(DataScan, "plan_files", with_deletes)
+    with pytest.raises(InputError, match=r"Iceberg table .* has rows deleted by delete files.*rewrite_data_files"):
+        _read(_root(iceberg))
 
 
 def test_two_newest_metadata_files_are_refused(iceberg: Table) -> None:

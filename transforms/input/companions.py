@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from fnmatch import translate
 
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage.filesystems import FileInfo
@@ -18,72 +17,25 @@ _MAY_BE_EMPTY = (("jsonl", None), ("text", None))  # in which an empty file has 
 # What people, tools and stores leave beside data, by the name in lower case. Files whose name begins with "_" or "."
 # are hidden and not seen at all.
 _PAPERS = re.compile(
-    r"(readme|licen[cs]e|copying|notice|change(log|s)|history|citation|authors|contribut(ing|ors)|code_of_conduct|"
-    r"codeowners|security|datasheet|data_?card|dataset_card|makefile|dockerfile|requirements|version|checksums?|"
-    r"(md5|sha1|sha256|sha512)sums?|success)([._-].*)?"
+    r"(readme|licen[cs]e|copying|changelog|requirements|checksums?|(md5|sha1|sha256|sha512)sums?)([._-].*)?|"
+    r"notice|changes|history|citation|authors|contributors|contributing|code_of_conduct|codeowners|security|datasheet|"
+    r"data_?card|makefile|dockerfile|version|success"
 )
-_NAMES = (
-    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant*.json"),
-    *("datapackage.json", "dataset-metadata.json", "package.json", "package-lock.json", "*.metadata.json"),
-    *(
-        "*.schema.json",
-        "*.avsc",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-        "*_$folder$",
-        "*.lnk",
-        "*~",
-        "*.swp",
-        "*.orig",
-    ),
-    *("*.success", "*.done", "*.ok", "*.ctl", "*.crc", "*.md5", "*.sha1", "*.sha256", "*.sha512", "*.md5sum"),
-    *("*.sha256sum", "*.asc", "*.sig", "*.torrent", "*.log", "*.log.gz", "*.err", "*.pid", "*.lock"),
-    *("*.tmp", "*.temp", "*.partial", "*.filepart", "*.crdownload", "*.inprogress", "*.uploading", "*.incomplete"),
-    *(
-        "*.md",
-        "*.markdown",
-        "*.rst",
-        "*.adoc",
-        "*.html",
-        "*.htm",
-        "*.css",
-        "*.pdf",
-        "*.bib",
-        "*.tex",
-    ),
-    *(
-        "*.py",
-        "*.pyc",
-        "*.ipynb",
-        "*.r",
-        "*.sh",
-        "*.sql",
-        "*.js",
-        "*.yaml",
-        "*.yml",
-        "*.toml",
-        "*.ini",
-        "*.cfg",
-        "*.cff",
-    ),
-    *("*.conf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.ico"),
+_COMPANION = re.compile(
+    r"dataset_infos?\.json|dataset_dict\.json|croissant.*\.json|datapackage\.json|dataset-metadata\.json|"
+    r"package-lock\.json|.*\.(metadata|schema)\.json|thumbs\.db|ehthumbs\.db|desktop\.ini|.*_\$folder\$|.*~|"
+    # marks, checksums, signatures and logs of whoever wrote the data
+    r".*\.(success|done|ok|ctl|lock|pid|crc|md5|md5sum|sha1|sha256|sha256sum|sha512|asc|sig|torrent|log|log\.gz|err|"
+    # files on their way, and those of before
+    r"tmp|temp|partial|filepart|crdownload|inprogress|uploading|incomplete|swp|orig|bak|old|backup|lnk|"
+    # texts on the data, their pictures, code and settings
+    r"md|markdown|rst|adoc|html|htm|css|pdf|bib|tex|png|jpg|jpeg|gif|svg|webp|ico|avsc|py|pyc|ipynb|r|sh|sql|js|"
+    r"yaml|yml|toml|ini|cfg|cff|conf)"
 )
-_COMPANION = re.compile("|".join(translate(name) for name in _NAMES))
-# These tell of data where other data lies beside them; among files of JSON alone they may be documents.
-_BESIDE = frozenset(
-    {
-        *(
-            "config.json",
-            "description.json",
-            "features.json",
-            "index.json",
-            "info.json",
-            "manifest.json",
-            "metadata.json",
-        ),
-        *("provenance.json", "schema.json", "splits.json", "statistics.json", "stats.json", "summary.json"),
-    }
+# These tell of data where data of another format lies beside them; among files of JSON alone they may be documents.
+_BESIDE = re.compile(
+    r"(config|description|features|index|info|manifest|metadata|package|provenance|schema|splits|state|statistics|"
+    r"stats|summary)\.json"
 )
 
 
@@ -96,7 +48,7 @@ def is_companion(name: str) -> bool:
     name = name.lower()
     if _PAPERS.fullmatch(name) and _format(name) in (None, "text"):
         return True
-    return _COMPANION.match(name) is not None
+    return _COMPANION.fullmatch(name) is not None
 
 
 def pass_over(pattern: str, files: Sequence[FileInfo], format: str | None) -> tuple[list[FileInfo], list[str]]:
@@ -161,7 +113,7 @@ def _of_one_format(pattern: str, data: Sequence[FileInfo], format: str | None) -
                 f"{_example(pattern, data)!r}"
             ) from None
     if len(by_format) > 1 and "jsonl" in by_format:
-        others = [info for info in by_format["jsonl"] if info.url.rpartition("/")[2].lower() not in _BESIDE]
+        others = [info for info in by_format["jsonl"] if not _BESIDE.fullmatch(info.url.rpartition("/")[2].lower())]
         if others:
             by_format["jsonl"] = others
         else:
