@@ -148,8 +148,8 @@ def run(
         transform: what to compute, such as ``Embed("./minilm")``.
         input: files, folders or globs, as paths or URLs.
         output: folder to write, as path or URL.
-        text: columns with the text, joined by ``separator``.
-        keep: columns to keep; all if None.
+        text: columns with the text, joined by ``separator``; a field of a struct as ``review.body``.
+        keep: columns to keep; all if None. A field of a struct becomes a column that is named by its path.
         id: column that names a row in the rejects.
         format: ``auto``, ``parquet``, ``jsonl``, ``csv``, ``tsv``, ``text``, ``arrow`` or ``avro``.
         types: types of columns as Arrow names them, such as ``{"stars": "int64", "at": "timestamp[us, tz=UTC]"}``.

@@ -205,7 +205,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="COLUMN",
-        help="column with the text; several are joined (default text)",
+        help="column with the text, or field of a struct such as review.body; several are joined (default text)",
     )
     group.add_argument(
         "--keep", nargs="*", action="extend", metavar="COLUMN", help="columns to keep in the output (default all)"

@@ -51,8 +51,10 @@ class ReadDocuments(beam.PTransform):
     Args:
         path: file, glob or folder, or several, on any store that fsspec knows. Below a folder, names that begin with
             ``_`` or ``.`` are left out.
-        text: the text column, or several that a model will join.
-        keep: the columns to keep; None for all. Text columns not among them are read for the model only.
+        text: the text column, or several that a model will join; a field of a struct is named by its path, such as
+            ``review.body``, unless a column has that name. So it is for ``keep`` and ``id``.
+        keep: the columns to keep; None for all. Text columns not among them are read for the model only. A field of a
+            struct becomes a column that is named by its path.
         format: ``parquet``, ``jsonl``, ``csv``, ``tsv``, ``text``, ``arrow`` (IPC files and streams, Feather) or
             ``avro``; by default the file name tells, or else the first bytes.
         nulls: what becomes of a row without text: ``reject`` or ``keep``.

@@ -95,7 +95,7 @@ class AvroFile:
 
     def ranges(self, columns: Collection[str] | None, split_bytes: int) -> list[Range]:
         for name, (kind, _) in self._fields.items():
-            if kind in _NO_TYPE and (columns is None or name in columns):
+            if kind in _NO_TYPE and (columns is None or any(f"{column}.".startswith(f"{name}.") for column in columns)):
                 what = "may be of several types" if kind == _UNION else "has a type that refers to itself"
                 raise Damaged(
                     f"its column {name!r} {what}, which no Arrow type holds; list the columns to keep without it"

@@ -9,6 +9,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from .decoding import Damaged, Source, pieces
+from .nested import roots
 
 __all__ = ["Container", "Range", "buffered", "open_container", "read_container"]
 
@@ -82,8 +83,7 @@ def read_container(
     Raises:
         Damaged: the file has fewer rows than the range, or an array in it is not what it claims to be.
     """
-    there = set(container.schema.names)
-    columns = [name for name in wanted if name in there]
+    columns = roots(container.schema, wanted)
     done = start
     for batch in container.batches(start, stop, columns, batch_rows):
         if not batch.num_rows:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .nested import find_path, roots
+
 __all__ = [
     "MAX_ALLOWANCE",
     "MAX_RANGES",
@@ -111,7 +113,7 @@ def look(
 ) -> tuple[pa.Schema, list[tuple[int, int, int]]]:
     """The schema of a file, and its ``ranges``; ``columns`` are those to read, None for all."""
     schema = file.schema_arrow
-    wanted = schema.names if columns is None else [name for name in schema.names if name in frozenset(columns)]
+    wanted = schema.names if columns is None else list(columns)
     return schema, ranges(file.metadata, wanted, split_bytes, size, alive)
 
 
@@ -179,8 +181,9 @@ def read_rows(
         MemoryError: the memory is not enough for a single row.
     """
     stop = file.metadata.num_rows if stop is None else stop
-    there = set(file.schema_arrow.names)
-    columns = [name for name in wanted if name in there]
+    schema = file.schema_arrow
+    columns = [name for name in wanted if name in schema.names or find_path(schema, name)]
+    tops = roots(schema, columns)
     row = 0
     most = batch_rows
     for index in range(file.metadata.num_row_groups):
@@ -197,7 +200,7 @@ def read_rows(
                     if not batch.num_rows:
                         alive()
                         continue
-                    for piece in pieces(batch.select(columns), batch_bytes):
+                    for piece in pieces(batch.select(tops), batch_bytes):
                         send(piece)
                         done += piece.num_rows
             except MemoryError:

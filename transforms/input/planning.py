@@ -28,6 +28,7 @@ from .formats.compression import open_stream
 from .formats.kinds import CONTAINERS, detect_file, detect_files
 from .formats.lines import Block
 from .keys import complete
+from .nested import hint, know_nested, mark_nested, without_marks
 from .partitions import partition_value, partition_values
 from .read_settings import ReadSettings
 from .splits import Part, Split
@@ -138,7 +139,7 @@ def numbered(splits: Iterable[Split]) -> list[Split]:
 
 def read_schema(split: Split) -> pa.Schema:
     """The schema that every batch of the plan has, without ``ROW``."""
-    return pa.ipc.read_schema(pa.py_buffer(split.schema))
+    return without_marks(pa.ipc.read_schema(pa.py_buffer(split.schema)))
 
 
 def look(
@@ -238,8 +239,11 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
         for column in schema:
             known.setdefault(column.name, {}).setdefault(column.type, url)
     formats = {file.format for file in files}
+    names = settings.asked or (*settings.text, *([settings.id] if settings.id else []))
+    paths = know_nested(names, known, schemas)
     partitions = {name: None for file in files for name, _ in file.partitions if name not in known}
     fields = {name: _field(settings, name, known[name]) for name in wanted(settings, known)}
+    shown = {column: kinds for column, kinds in known.items() if column not in paths}
     fields |= {name: pa.field(name, pa.string()) for name in wanted(settings, partitions)}
     if all(file.empty for file in files if file.sampled):  # no JSON object anywhere, so nothing contradicts the user
         fields |= {name: pa.field(name, pa.string()) for name in settings.asked or settings.text if name not in fields}
@@ -250,18 +254,20 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
             fields[name] = pa.field(name, kind if name not in settings.text else pa.string())
     _check_types(formats, {name: field.type for name, field in fields.items() if name in settings.types})
     available = [*known, *partitions]
-    for name in settings.asked or (*settings.text, *([settings.id] if settings.id else [])):
+    for name in names:
         if name not in fields:
             raise InputError(
                 f"there is no column {name!r} in {files[0].info.url!r}"
                 + (f" and {len(files) - 1} more files" if len(files) > 1 else "")
                 + f"; {_columns(name, available, formats, settings)}"
+                + hint(name, shown, formats <= set(CONTAINERS))
             )
     if ROW in fields:
         raise InputError(
             f"the input has a column {ROW!r}, a name that is used for the position of a row; rename it, or leave it "
             "out by listing the columns to `keep`"
         )
+    fields |= {name: mark_nested(fields[name], path) for name, path in paths.items() if name in fields}
     schema = pa.schema([fields[name] for name in settings.asked or fields])
     if (misfit := find_misfit(files, schema)) is not None:
         url, field = misfit

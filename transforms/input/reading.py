@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.provenance import ROW, Provenance, Reject
 from distilbeam.transforms.storage.filesystems import file_info
 
+from .buffering import RowBuffer, empty_batch, joined
 from .first_rows import first_rows
 from .fitting import fit
 from .formats import delimited, jsonl, parquet
@@ -24,6 +25,7 @@ from .formats.compression import open_stream
 from .formats.kinds import CONTAINERS
 from .formats.lines import BadLine, Block, find_invalid_utf8, parse, read_blocks
 from .losses import estimate_lost
+from .nested import add_nested, nest, nested_paths
 from .partitions import filled, partition_value
 from .planning import read_schema
 from .read_settings import ReadSettings
@@ -46,16 +48,17 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
     Raises:
         InputError: a file is missing, damaged, or not what it was when the plan was made.
     """
-    schema = read_schema(split)
-    common = _provenance(split, settings)
+    schema, paths = read_schema(split), nested_paths(pa.ipc.read_schema(pa.py_buffer(split.schema)))
+    common = _provenance(split, settings, paths)
     unread = UnreadKeys(schema, strict=settings.strict)
     sequence = 0
     for number, part in enumerate(split.parts):
         _check_unchanged(part)
-        rows = _Buffer(schema.append(pa.field(ROW, pa.int64())), settings.batch_rows, settings.batch_bytes)
+        rows = RowBuffer(schema.append(pa.field(ROW, pa.int64())), settings.batch_rows, settings.batch_bytes)
         provenance = _in_part(common, number, part)
         pending: deque[Reject] = deque()
-        for chunk in first_rows(_read_or_reject(part, schema, settings, unread), part.limit):
+        planned = nest(schema, paths) if part.format == "jsonl" else schema
+        for chunk in first_rows(_read_or_reject(part, planned, settings, unread), part.limit):
             batch, rejects = _select(chunk, part, schema, settings)
             rows.add(batch)
             pending += sorted(rejects, key=_position)
@@ -74,43 +77,8 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
 def finished_batch(split: Split, settings: ReadSettings) -> pa.RecordBatch:
     """What stands for a split that needs no reading: a batch without rows."""
     schema = read_schema(split).append(pa.field(ROW, pa.int64()))
-    provenance = replace(_in_part(_provenance(split, settings), 0, split.parts[0]), finished=True, last=True)
-    return provenance.attach(_empty(schema))
-
-
-class _Buffer:
-    """Rows that wait until they fill a batch. The last batch is held back, for it will tell the totals."""
-
-    def __init__(self, schema: pa.Schema, batch_rows: int, batch_bytes: int):
-        self.empty = _empty(schema)
-        self._rows = batch_rows
-        self._bytes = batch_bytes
-        self._batches: list[pa.RecordBatch] = []
-        self._sizes = np.zeros(0)
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        if batch.num_rows:
-            self._batches.append(batch)
-            self._sizes = np.concatenate([self._sizes, _row_bytes(batch)])
-
-    def pop(self) -> pa.RecordBatch | None:
-        """The next full batch, if more rows are there than fit into it."""
-        fit = int(np.searchsorted(np.cumsum(self._sizes[: self._rows + 1]), self._bytes, side="right"))
-        fit = max(1, min(fit, self._rows))
-        if fit >= len(self._sizes):
-            return None
-        self._sizes = self._sizes[fit:]
-        taken: list[pa.RecordBatch] = []
-        while fit:  # only what is taken is copied: a huge row may be waiting behind it
-            first, *others = self._batches
-            taken.append(first.slice(0, fit))
-            self._batches = others if first.num_rows <= fit else [first.slice(fit), *others]
-            fit -= taken[-1].num_rows
-        return _joined(taken)
-
-    def rest(self) -> pa.RecordBatch:
-        """All rows that wait."""
-        return _joined(self._batches) if self._batches else self.empty
+    provenance = replace(_in_part(_provenance(split, settings, ()), 0, split.parts[0]), finished=True, last=True)
+    return provenance.attach(empty_batch(schema))
 
 
 def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
@@ -141,7 +109,7 @@ def _read_or_reject(part: Part, schema: pa.Schema, settings: ReadSettings, unrea
             some = range(first + at, first + min(at + MAX_REJECTS, left))
             rejects = tuple(Reject.of("read", "BadFile", reason, row=row) for row in some)
             seen, lines = seen + len(some), lines + len(some)
-            yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), rejects, seen, lines, position, lost)
+            yield Chunk(empty_batch(pa.schema([])), pa.array([], pa.int64()), rejects, seen, lines, position, lost)
 
 
 def _read_part(part: Part, schema: pa.Schema, settings: ReadSettings, unread: UnreadKeys) -> Iterator[Chunk]:
@@ -190,18 +158,18 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings, unread: U
             if isinstance(block, BadLine):
                 reject = Reject.of("read", block.error, block.reason, row=block.number, length=block.length)
                 seen, lines = seen + 1, max(lines, block.number + offset)
-                yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (reject,), seen, lines, place)
+                yield Chunk(empty_batch(pa.schema([])), pa.array([], pa.int64()), (reject,), seen, lines, place)
                 continue
             documents = _documents(part, block, names, settings)
             for first in range(0, len(documents), most):
                 some = documents.slice(first, min(first + most, len(documents)))
                 seen, lines = seen + len(some), max(lines, int(some.numbers[-1]) + offset)
                 batches, rows, rejects = parse(some, parser, diagnose, include_text=settings.rejects_include_text)
-                batch = _joined(batches) if batches else _empty(pa.schema([]))
+                batch = joined(batches) if batches else empty_batch(pa.schema([]))
                 yield Chunk(batch, pa.array(rows, pa.int64()), tuple(rejects), seen, lines, place)
             if int(block.numbers[-1]) + offset > lines:  # ends with lines that are no rows
                 lines = int(block.numbers[-1]) + offset
-                yield Chunk(_empty(pa.schema([])), pa.array([], pa.int64()), (), seen, lines, place)
+                yield Chunk(empty_batch(pa.schema([])), pa.array([], pa.int64()), (), seen, lines, place)
 
 
 def _blocks(part: Part, stream: Any, settings: ReadSettings) -> Iterator[Block | BadLine]:
@@ -248,6 +216,7 @@ def _select(
     chunk: Chunk, part: Part, schema: pa.Schema, settings: ReadSettings
 ) -> tuple[pa.RecordBatch, tuple[Reject, ...]]:
     """The rows that have a text, with all columns of the plan, and those that have none as rejects."""
+    chunk = replace(chunk, batch=add_nested(chunk.batch, schema.names))
     partitions = dict(part.partitions)
     lost: dict[int, str] = {}  # why the values of a row do not fit
     columns = {field.name: _column(chunk, field, partitions, settings, part, lost) for field in schema}
@@ -333,7 +302,7 @@ def _check_unchanged(part: Part) -> None:
         raise InputError(f"{part.source!r} changed after the job had started; start the job again")
 
 
-def _provenance(split: Split, settings: ReadSettings) -> Provenance:
+def _provenance(split: Split, settings: ReadSettings, paths: Collection[str]) -> Provenance:
     """What holds for all batches of a split; made once, since the id of a split takes all of its parts."""
     return Provenance(
         source="",
@@ -345,7 +314,8 @@ def _provenance(split: Split, settings: ReadSettings) -> Provenance:
         separator=settings.separator,
         null_texts=settings.nulls == "keep",
         id=settings.id,
-        transient=settings.transient,
+        # A struct that is kept has its fields.
+        transient=settings.transient if settings.asked is not None else tuple(paths),
         rejects_include_text=settings.rejects_include_text,
         total=split.total,
         dtypes=split.dtypes,
@@ -375,23 +345,3 @@ def _taken(rejects: deque[Reject]) -> tuple[Reject, ...]:
 
 def _position(reject: Reject) -> int:
     return reject.row or 0
-
-
-def _row_bytes(batch: pa.RecordBatch) -> Any:
-    """(rows,) bytes of each row; nested columns count as their average."""
-    sizes = np.zeros(batch.num_rows)
-    for column in batch.columns:
-        if str(column.type) in ("string", "large_string", "binary", "large_binary"):
-            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
-        else:
-            sizes += column.nbytes / max(len(column), 1)
-    return sizes
-
-
-def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """One batch of all rows; a single one is not copied."""
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)

@@ -10,6 +10,7 @@ from distilbeam.transforms.errors import InputError
 
 from .formats.base import is_text_type
 from .formats.kinds import detect_file
+from .nested import hint
 from .read_settings import ReadSettings
 
 __all__ = ["check_text"]
@@ -36,8 +37,9 @@ def check_text(settings: ReadSettings, name: str, types: Mapping[pa.DataType, st
             continue
         # The names inside of a document are not told.
         shown = str(kind).partition("<")[0] if by_line else str(kind)
+        told = hint(name, {name: [kind]}, tell=not by_line)
         cure = "convert it, or give it the type string with `types`" if can_be else "convert it"
-        raise InputError(f"the text column {name!r} of {url!r} is {shown}, not a string; {cure}")
+        raise InputError(f"the text column {name!r} of {url!r} is {shown}, not a string; {cure}{told}")
 
 
 def _can_be_text(kind: pa.DataType) -> bool:
