@@ -375,7 +375,7 @@ def test_wrong_input_is_answered_with_the_cure(tmp_path: Path, read: Any) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"path": []}, "empty list"),
+        ({"path": []}, "list of inputs is empty"),
         ({"path": "s3://key:secret@bucket/x"}, "password"),
         ({"path": "simplecache::s3://b/x"}, "chained"),
         ({"path": "http://169.254.169.254/"}, "cannot use http://"),
