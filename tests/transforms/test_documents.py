@@ -414,6 +414,12 @@ def test_every_setting_reaches_the_reader() -> None:
         "decode_bytes": 15 << 26,
         "bad_files": "reject",
         "rejects_include_text": True,
+        "strict": True,
+        "limit": 16,
+        "columns": ["n", "title", "body", "key"],
+        "csv_delimiter": ";",
+        "csv_quote": "'",
+        "csv_escape": "^",
     }
     assert given.keys() == {field.name for field in fields(ReadSettings)}
     assert ReadDocuments(**given).settings == ReadSettings(**given)
