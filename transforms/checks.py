@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import platform
 import re
 from collections.abc import Iterable
+from importlib import import_module
 
 from .errors import SettingsError, UnknownSettingError
 
-__all__ = ["check_keywords", "check_sha256", "whole_number"]
+__all__ = ["check_keywords", "check_sha256", "check_system", "whole_number"]
 
 
 def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -19,6 +21,18 @@ def check_keywords(function: str, given: Iterable[str], known: Iterable[str]) ->
             close = difflib.get_close_matches(name, known, 1, 0.6)
             cure = f"did you mean `{close[0]}`?" if close else f"its settings are {', '.join(known)}"
             raise UnknownSettingError(f"{function} has no setting {name!r}; {cure}")
+
+
+def check_system(what: str) -> None:
+    """Raises SettingsError where the system lacks POSIX locks and limits of processes, as Windows does."""
+    try:
+        for name in ("fcntl", "resource"):
+            import_module(name)
+    except ImportError:
+        raise SettingsError(
+            f"{what}, which {platform.system() or 'this system'} does not have; run distilbeam on Linux or macOS, on "
+            "Windows within WSL, the Windows Subsystem for Linux"
+        ) from None
 
 
 def whole_number(name: str, value: object, least: int, most: int) -> None:

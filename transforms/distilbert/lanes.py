@@ -162,4 +162,5 @@ class _Worker:
 
 _IDLE: list[_Worker] = []
 # A process that was forked has not got the threads.
-os.register_at_fork(after_in_child=_IDLE.clear)
+if hasattr(os, "register_at_fork"):  # not on Windows, which never forks
+    os.register_at_fork(after_in_child=_IDLE.clear)

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import resource
 import socket
 import struct
 import sys
@@ -31,6 +29,10 @@ import pyarrow as pa
 
 from .containers import buffered, open_container, read_container
 from .decoding import Damaged, Source, Times, allowance, int96_columns, look, open_file, read_rows
+
+with contextlib.suppress(ImportError):  # on Windows the other end refuses to start this process
+    import fcntl
+    import resource
 
 __all__ = ["HEADER", "main", "receive"]
 

@@ -25,6 +25,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from distilbeam.transforms.checks import check_system
+
 from .decoder import HEADER, receive
 
 __all__ = ["DecoderError", "Message", "Sandbox", "batch_of", "close", "decode", "warm"]
@@ -47,6 +49,7 @@ class _Process:
     """A decoder and the socket to it."""
 
     def __init__(self) -> None:
+        check_system("Parquet, Arrow and Avro files are decoded in a process with limits")
         here, there = socket.socketpair()
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         environment |= {

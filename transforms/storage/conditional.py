@@ -26,6 +26,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from distilbeam.transforms.checks import check_system
 from distilbeam.transforms.errors import DistilbeamError, InputError, OutputError
 
 from . import filesystems, stores
@@ -272,6 +273,7 @@ def _beside(path: Path, data: bytes) -> Iterator[Path]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keeps other processes of this machine out; the lock ends with the process."""
+    check_system("folders are written under locks")
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
