@@ -274,16 +274,17 @@ class _WriteSplits(beam.DoFn):
             yield record
 
     @discreet
-    def finish_bundle(self) -> Iterator[Any]:
-        if self._unit is not None:
-            record = self._unit.finish()
-            self._unit = None
-            self._count(record)
-            yield beam.window.GlobalWindows.windowed_value_at_end_of_window(record)
+    def finish_bundle(self) -> list[Any]:
         if self._open:
             count = len(self._open)
             self._abort()
             raise OutputError(f"a bundle ended in the middle of {count} splits; {ALL_BATCHES}, or {IN_ORDER}")
+        if self._unit is None:
+            return []
+        record = self._unit.finish()
+        self._unit = None
+        self._count(record)
+        return [beam.window.GlobalWindows.windowed_value_at_end_of_window(record)]
 
     def teardown(self) -> None:
         self._abort()

@@ -86,10 +86,10 @@ def fields_of(element: Any, names: Sequence[str] | None = None) -> Mapping[str, 
         element: a ``beam.Row``, NamedTuple, dataclass or dict.
         names: the fields it has, if its PCollection has a schema.
     """
+    if isinstance(element, beam.Row) and (names is None or tuple(vars(element)) == names):
+        return vars(element)
     if names is not None:
         return {name: getattr(element, name) for name in names}
-    if isinstance(element, beam.Row):
-        return vars(element)
     if isinstance(element, Mapping):
         return element
     if isinstance(element, tuple) and hasattr(element, "_fields"):

@@ -59,9 +59,14 @@ def check_row(row: Mapping[str, Any], text: Sequence[str], added: Sequence[str])
             raise SettingsError(f"a row has a field {name!r} already; set `prefix` to name the features otherwise")
 
 
-def weight(texts: Sequence[Any]) -> int:
-    """What a row counts for where rows are gathered into batches: 1, and more if its texts are long."""
-    return 1 + sum(len(text) for text in texts if isinstance(text, str)) // 4096
+def weight(element: Any, columns: Sequence[str]) -> int:
+    """What a row or dict counts for where rows are gathered into batches: 1, and more if its texts are long."""
+    total = 4096
+    for name in columns:
+        text = element.get(name) if isinstance(element, dict) else getattr(element, name, None)
+        if isinstance(text, str):
+            total += len(text)
+    return total // 4096
 
 
 def text_batch(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[pa.RecordBatch, dict[int, Failure]]:
@@ -95,7 +100,9 @@ def extended(rows: Sequence[Mapping[str, Any]], features: pa.RecordBatch) -> Ite
     """The fields of each row, and the features of its position as plain Python values."""
     names = features.schema.names
     for row, values in zip(rows, zip(*map(_values, features.columns), strict=True), strict=True):
-        yield {**row, **dict(zip(names, values, strict=True))}
+        fields = dict(row)
+        fields.update(zip(names, values, strict=True))
+        yield fields
 
 
 def _batch(texts: Sequence[Sequence[str | None]], columns: Sequence[str]) -> pa.RecordBatch:

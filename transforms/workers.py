@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
@@ -126,7 +126,8 @@ class _Worker(beam.DoFn):
         if provenance is None:
             self._tell(failed)
             if self._apart and failed:
-                yield from (_apart(batch.slice(row, 1), failure) for row, failure in failed.items())
+                for row, failure in failed.items():
+                    yield beam.pvalue.TaggedOutput(FAILED, _letter(batch.slice(row, 1), failure))
                 result = result.filter(pa.array([row not in failed for row in range(batch.num_rows)]))
         self._count(result, len(failed))
         yield result
@@ -163,20 +164,6 @@ class FeaturizeBatches(_Worker):
         yield from self._featurized(batch)
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """A row on its way to the model, with all that Beam knows of it."""
-
-    element: Any
-    fields: Mapping[str, Any]
-    timestamp: Any
-    windows: tuple[Any, ...]
-    pane: Any
-
-    def carry(self, value: Any) -> WindowedValue:
-        return WindowedValue(value, self.timestamp, self.windows, self.pane)
-
-
 class FeaturizeRows(_Worker):
     """Rows or dicts in, the same with new fields out, each at its own time and in its own windows.
 
@@ -204,7 +191,8 @@ class FeaturizeRows(_Worker):
         self._names = names
 
     def start_bundle(self) -> None:
-        self._waiting: list[_Waiting] = []
+        # Rows on their way to the model: (element, time, windows, pane).
+        self._waiting: list[tuple[Any, Any, tuple[Any, ...], Any]] = []
         self._weight = 0
 
     @discreet
@@ -214,48 +202,55 @@ class FeaturizeRows(_Worker):
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
         pane: Any = beam.DoFn.PaneInfoParam,
-    ) -> Iterator[Any]:
-        last = self._waiting[-1] if self._waiting else None
-        if last is not None and last.element is element and last.timestamp == timestamp and window not in last.windows:
-            last.windows += (window,)  # Beam gives an element of several windows once for each; it is computed once
-            return
+    ) -> list[Any] | None:
         if isinstance(element, pa.RecordBatch):
-            yield from self._featurized(element)
-            return
-        fields = fields_of(element, self._names)
-        if fields is None:
-            raise SettingsError(wrong_element(type(element)))
-        if self._names is None:
-            schema_rows.check_row(fields, self._columns, self._spec.columns)
-        if self._weight >= _MOST_WAITING:
-            yield from self._flush()
-        self._waiting.append(_Waiting(element, fields, timestamp, (window,), pane))
-        self._weight += schema_rows.weight([fields[name] for name in self._columns])
+            return list(self._featurized(element))
+        if self._waiting and self._waiting[-1][0] is element:
+            # Beam gives an element of several windows once for each; it is computed once.
+            _, time, windows, same = self._waiting[-1]
+            if time == timestamp and window not in windows:
+                self._waiting[-1] = element, time, (*windows, window), same
+                return None
+        full = self._flush() if self._weight >= _MOST_WAITING else None
+        self._waiting.append((element, timestamp, (window,), pane))
+        self._weight += schema_rows.weight(element, self._columns)
+        return full
 
     @discreet
-    def finish_bundle(self) -> Iterator[Any]:
-        yield from self._flush()
+    def finish_bundle(self) -> list[Any]:
+        return self._flush()
 
-    def _flush(self) -> Iterator[Any]:
+    def _flush(self) -> list[Any]:
         waiting, self._waiting, self._weight = self._waiting, [], 0
         if not waiting:
-            return
-        rows = [each.fields for each in waiting]
+            return []
+        rows = [self._fields(element) for element, *_ in waiting]
         batch, failed = schema_rows.text_batch(rows, self._columns)
         result, failed_later = self.featurize(batch)
         failed |= failed_later
         self._tell(failed)
         self._count(result, len(failed))
-        for position, fields in enumerate(schema_rows.extended(rows, result.select(self._spec.columns))):
-            each = waiting[position]
+        found: list[Any] = []
+        extended = schema_rows.extended(rows, result.select(self._spec.columns))
+        for position, ((element, time, windows, pane), fields) in enumerate(zip(waiting, extended, strict=True)):
             if self._apart and position in failed:
-                yield _apart(each.element, failed[position], each)
+                letter = WindowedValue(_letter(element, failed[position]), time, windows, pane)
+                found.append(beam.pvalue.TaggedOutput(FAILED, letter))
             else:
-                yield each.carry(fields if isinstance(each.element, dict) else beam.Row(**fields))
+                value = fields if isinstance(element, dict) else beam.Row(**fields)
+                found.append(WindowedValue(value, time, windows, pane))
+        return found
+
+    def _fields(self, element: Any) -> Mapping[str, Any]:
+        fields = fields_of(element, self._names)
+        if fields is None:
+            raise SettingsError(wrong_element(type(element)))
+        if self._names is None:
+            schema_rows.check_row(fields, self._columns, self._spec.columns)
+        return fields
 
 
-def _apart(element: Any, failure: Failure, place: _Waiting | None = None) -> beam.pvalue.TaggedOutput:
+def _letter(element: Any, failure: Failure) -> tuple[Any, tuple[str, str, list[str]]]:
     """A row that failed as Beam's own dead letters have it; no line of a traceback, which may quote the text."""
     stage, error, reason = failure
-    letter: tuple[Any, tuple[str, str, list[str]]] = (element, (error, f"{reason} (stage {stage})", []))
-    return beam.pvalue.TaggedOutput(FAILED, letter if place is None else place.carry(letter))
+    return element, (error, f"{reason} (stage {stage})", [])

@@ -69,7 +69,7 @@ def run(output: Any, batches: list[list[pa.RecordBatch]], **settings: Any) -> di
     for bundle in batches:
         writing.start_bundle()
         records += [record for batch in bundle for record in writing.process(batch, base)]
-        writing.finish_bundle()
+        records += [each.value for each in writing.finish_bundle()]
     (summary,) = _Commit(transform._output, transform.if_exists, transform._limit).process(records, base)
     return dict(summary)
 
@@ -367,11 +367,12 @@ def test_no_batches_at_all(tmp_path: Path) -> None:
     assert "no batch reached" in fails(OutputError, tmp_path / "out", [[]])
 
 
-def test_batches_without_provenance(tmp_path: Path, plan: Plan) -> None:
+def test_batches_with_and_without_provenance_do_not_mix(tmp_path: Path, plan: Plan) -> None:
     bare = plan.batches[0][0].replace_schema_metadata(None)
-    assert "ReadDocuments" in fails(OutputError, tmp_path / "out", [[bare]])
     ours = plan.batches[0][0].replace_schema_metadata({"distilbeam": json.dumps([plan.model])})
-    assert "ReadDocuments" in fails(OutputError, tmp_path / "out", [[ours]])
+    message = fails(OutputError, tmp_path / "out", [*plan.batches, [bare, ours]])
+    assert "batches of ReadDocuments and others came to one WriteFeatures" in message
+    assert run(tmp_path / "bare", [[bare, ours], [bare]])["rows"] == 3 * bare.num_rows
 
 
 def test_a_batch_of_an_output_is_a_batch_like_any_other(tmp_path: Path, plan: Plan, checkpoints: Any) -> None:

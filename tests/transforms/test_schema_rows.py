@@ -128,7 +128,8 @@ def test_fields_that_may_hold_text(kind: Any) -> None:
 
 
 def test_long_texts_weigh_more() -> None:
-    assert [weight([text, "x"]) for text in ("", None, 5, "y" * 4095, "y" * 50_000_000)] == [
+    rows = [row(a=text, b="x") for row in (dict, beam.Row) for text in ("", None, 5, "y" * 4095, "y" * 50_000_000)]
+    assert [weight(row, ["a", "b"]) for row in rows] == 2 * [
         *(1, 1, 1, 2),
         12_208,
     ]
