@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .opening import opening
 from .progress import duration
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def show_summary(summary: Summary, console: Console) -> None:
         told += _changes(summary.changes)
     elif summary.resumed:
         told.append(f"{summary.resumed:,} of {summary.splits:,} splits were finished before and not redone")
-    told.append(f"{summary.output}: {_plural(summary.shards, 'shard')}, {size(summary.bytes)}")
+    told.append(f"{summary.features}: {_plural(summary.shards, 'shard')}, {size(summary.bytes)}")
     if summary.unread:
         keys = ", ".join(map(repr, summary.unread[:_MAX_KEYS])) + (", ..." if len(summary.unread) > _MAX_KEYS else "")
         told.append(f"keys of JSON objects that are no columns of the output: {_clean(keys)}")
@@ -57,6 +58,7 @@ def show_summary(summary: Summary, console: Console) -> None:
         told.append(f"rejected rows, with reasons: {summary.output.rstrip('/')}/_rejects")
     for line in told:
         console.print(Text(line), soft_wrap=True)
+    _list(opening(summary.output, summary.format).items(), console, indent="  ")
 
 
 def show_preview(found: Preview, console: Console) -> None:
@@ -89,6 +91,7 @@ def show_preview(found: Preview, console: Console) -> None:
 def show_inspection(found: Inspection, console: Console, spell: Callable[[str], str] = str) -> None:
     """Tables on an output folder; ``spell`` turns what they say of settings into what the reader types."""
     facts = [("output", f"{found.output}: {found.rows:,} rows, {_plural(found.shards, 'shard')}, {size(found.bytes)}")]
+    facts.append(("features", found.features))
     earlier = f", {found.covered:,} of them in earlier outputs" if found.covered else ""
     facts.append(("input", f"{_plural(found.files, 'file')}{earlier}"))
     begun = f", {_moment(found.history[0].time)}" if found.history else ""
@@ -136,6 +139,9 @@ def show_inspection(found: Inspection, console: Console, spell: Callable[[str], 
         )
     facts.append(("rejected", _share(found.rejects.total, found.rows + found.rejects.total)))
     _list(facts, console)
+    if found.opening:
+        console.print()
+        _list(found.opening.items(), console)
     if len(found.history) > 1:
         _commits(found, console)
     _columns(found, console)

@@ -27,6 +27,8 @@ from distilbeam.transforms.output.manifest import MANIFEST, STAGING, Manifest, f
 from distilbeam.transforms.provenance import show_value
 from distilbeam.transforms.storage.filesystems import join, list_files, open_input
 
+from .opening import features_of, opening
+
 __all__ = ["Commit", "Inspection", "Rejects", "TokenCounts", "Vectors", "inspect"]
 
 _BATCH_ROWS = 8192
@@ -123,6 +125,9 @@ class Inspection:
         tokens: lengths of the texts; None without a token count.
         vectors: the embeddings; None without them.
         sample: the first rows.
+        features: folder that holds the features.
+        opening: a call that opens the features, by name of the library; none for an output of the first versions, whose
+            files lie at its top.
     """
 
     output: str
@@ -142,6 +147,8 @@ class Inspection:
     tokens: TokenCounts | None
     vectors: Vectors | None
     sample: list[dict[str, Any]] = field(default_factory=list)
+    features: str = ""
+    opening: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as what JSON knows."""
@@ -218,6 +225,8 @@ def inspect(output: str | os.PathLike[str], rows: int = 5) -> Inspection:
             "float16" if "halffloat" in kinds.get(columns.get("embedding", ""), "") else "float32"
         ),
         sample=sample,
+        features=output if manifest.has_first_layout else features_of(output),
+        opening={} if manifest.has_first_layout else opening(output, manifest.writer["format"]),
     )
 
 

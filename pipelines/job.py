@@ -30,12 +30,15 @@ from distilbeam.transforms.output.losses import Losses, lost_rows
 from distilbeam.transforms.output.manifest import Manifest, SplitRecord, find_manifest, load_manifest
 
 from .failures import recover
+from .opening import features_of
 from .options import check_flags, is_direct, is_in_process
 from .preview import Preview, preview
 from .progress import TITLES, Planned, Progress, in_notebook
 from .quiet import tracebacks_kept_back
 
 __all__ = ["Preview", "Summary", "classify", "embed", "featurize", "run", "tokenize"]
+
+_log = logging.getLogger(__name__)
 
 _FAILED = ("FAILED", "CANCELLED")
 
@@ -60,6 +63,7 @@ class Summary:
         losses: what damaged files have lost beside the rejects.
         unread: keys of JSON objects that are no columns of the output.
         changes: how the output differs from the one it went on from; None unless the run was incremental.
+        format: ``parquet`` or ``jsonl``.
     """
 
     output: str
@@ -77,6 +81,12 @@ class Summary:
     unread: tuple[str, ...] = ()
     losses: Losses = field(default_factory=Losses)
     changes: Changes | None = None
+    format: str = "parquet"
+
+    @property
+    def features(self) -> str:
+        """Folder with the features alone, which any reader opens whole."""
+        return features_of(self.output)
 
     @property
     def read(self) -> int:
@@ -200,6 +210,11 @@ def run(
     transform = _reading(transform, text, separator)
     if local:
         check_spec(Checkpoint.open(transform.model, transform.engine.model_sha256), transform.spec)
+    if output_format == "parquet" and transform.settings.get("embedding_dtype") == "float16":
+        _log.warning(
+            "vectors are written as float16; Spark, Daft and Delta cannot open such a Parquet file, whatever column is "
+            "read: set `embedding_dtype='float32'` where they are to"
+        )
     recurring = incremental or since is not None
     if recurring and limit is not None:
         raise SettingsError("`limit` reads the first rows alone; leave it out, or `incremental` and `since`")
@@ -409,4 +424,5 @@ def _summary(manifest: Manifest, output: str, seconds: float) -> Summary:
         bytes=sum(shard.bytes for shard in manifest.shards),
         unread=manifest.unread,
         losses=lost_rows(manifest.records),
+        format=manifest.writer["format"],
     )

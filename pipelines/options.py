@@ -333,7 +333,10 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
         )
         group.add_argument("--dimensions", type=_count, metavar="N", help="keep the first N numbers of a vector")
         group.add_argument(
-            "--embedding-dtype", choices=("float32", "float16"), default="float32", help="type of the vectors written"
+            "--embedding-dtype",
+            choices=("float32", "float16"),
+            default="float32",
+            help="type of the vectors written; Spark, Daft and Delta cannot open a Parquet file that holds float16",
         )
     if command == "classify":
         group.add_argument("--scores", action="store_true", help="the scores of all labels too")

@@ -124,8 +124,9 @@ def test_the_summary_is_what_a_recount_of_the_output_gives(
     tokens, cut = int(table.token_count.sum()), int(table.truncated.sum())
     assert lines[0].startswith(f"{len(table):,} rows, {tokens:,} tokens in ")
     assert lines[1] == f"padding 0.0%, truncated {cut} ({cut / 300:.1%}), rejected 2 (0.7%)"
-    assert lines[2].startswith(f"{out}: 1 shard, ")
+    assert lines[2].startswith(f"{out}/features: 1 shard, ")
     assert lines[3] == f"rejected rows, with reasons: {out}/_rejects"
+    assert len(eval(lines[4].split()[1], {"pandas": pd})) == len(table)
     assert len(table) == 300
     assert cut > 30
     assert (table.input_ids.map(len) == table.token_count).all()

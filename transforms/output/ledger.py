@@ -362,7 +362,9 @@ class _Planning:
                 f"`since` is {since!r}, which holds no finished output of distilbeam; give the folder of an earlier "
                 "run, or leave it out to process all files"
             )
-        if self._other_settings(earlier):
+        if earlier.has_first_layout:
+            reason = "by an older version of distilbeam, whose settings cannot be compared"
+        elif self._other_settings(earlier):
             if earlier.reading != self._digest:
                 what = "of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a line)"
             else:

@@ -106,6 +106,14 @@ class Manifest:
         return tuple(shard for record in self.records for shard in record.shards)
 
     @property
+    def has_first_layout(self) -> bool:
+        """Whether its shards lie at the top of the folder, as first versions put them, and may have other types.
+
+        Such an output can be read and replaced, and not be gone on with.
+        """
+        return any(not shard.path.startswith(f"{FEATURES}/") for shard in self.shards)
+
+    @property
     def rows(self) -> int:
         """Rows written."""
         return sum(record.rows for record in self.records)

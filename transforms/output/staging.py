@@ -250,6 +250,12 @@ class OutputState:
             return
         if self.unfinished and self.unfinished[-1].intends(settings, writer, reading):
             return  # an overwrite with these settings was cut off in its commit
+        if made.has_first_layout:
+            raise OutputExistsError(
+                f"{self.output!r} holds an output of an older version of distilbeam, with its files at the top of the "
+                "folder; it can be read, and not be gone on with: set `if_exists='overwrite'` to replace it "
+                "(`if_changed='overwrite'` where a job recurs), or choose another folder"
+            )
         if same(made, settings=settings, writer=writer):
             what = (
                 "settings of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, `limit`, or what bounds a "
