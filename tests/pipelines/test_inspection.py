@@ -160,7 +160,7 @@ def test_every_model_and_every_precision_is_shown(model: str, tmp_path: Path) ->
 
 
 def test_no_rows_and_less() -> None:
-    with pytest.raises(SettingsError, match="rows is -1"):
+    with pytest.raises(SettingsError, match="`rows` is -1"):
         inspect("nowhere", rows=-1)
 
 
