@@ -169,6 +169,10 @@ def test_an_output_on_another_store_gives_the_same(model: str, corpus: str, outp
     here, there = inspect(str(output)).to_dict(), inspect("memory://inspected/out").to_dict()
     assert there.pop("output") == "memory://inspected/out"
     assert here.pop("output") == str(output)
+    assert there.pop("features") == "memory://inspected/out/features"
+    assert here.pop("features") == f"{output}/features"
+    assert "memory://inspected/out/features" in there.pop("opening")["Polars"]
+    assert here.pop("opening")["pandas"] == f"pandas.read_parquet('{output}/features')"
     for found in (here, there):
         (commit,) = found["history"]
         assert commit.pop("time") > "2026"
