@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
     from .job import Summary
     from .preview import Preview
 
-__all__ = ["show_inspection", "show_preview", "show_summary", "size"]
+__all__ = [
+    "cleaned",
+    "inspection_facts",
+    "plain",
+    "preview_facts",
+    "show_inspection",
+    "show_preview",
+    "show_summary",
+    "shown_value",
+    "size",
+    "summary_lines",
+]
 
 _MAX_LABELS = 12
 _MAX_KEYS = 5
@@ -30,8 +42,23 @@ _UNSAFE = ("Cc", "Cs", "Zl", "Zp")
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
+def plain(show: Callable[[Console], None]) -> str:
+    """What a console of 120 columns without colours would print."""
+    console = Console(file=io.StringIO(), width=120, color_system=None, highlight=False, force_jupyter=False)
+    with console.capture() as caught:
+        show(console)
+    return caught.get().rstrip("\n")
+
+
 def show_summary(summary: Summary, console: Console) -> None:
     """A few lines on what a job has done."""
+    for line in summary_lines(summary):
+        console.print(Text(line), soft_wrap=True)
+    _list(opening(summary.output, summary.format).items(), console, indent="  ")
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """What a job has done."""
     speed = f", {summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else ""
     told = [f"{summary.rows:,} rows, {summary.tokens:,} tokens in {duration(summary.seconds)}{speed}"]
     shares = [
@@ -56,13 +83,17 @@ def show_summary(summary: Summary, console: Console) -> None:
         )
     if summary.rejects:
         told.append(f"rejected rows, with reasons: {summary.output.rstrip('/')}/_rejects")
-    for line in told:
-        console.print(Text(line), soft_wrap=True)
-    _list(opening(summary.output, summary.format).items(), console, indent="  ")
+    return told
 
 
 def show_preview(found: Preview, console: Console) -> None:
     """Tables on what a job would do."""
+    for name, fact in preview_facts(found):
+        console.print(Text(f"{name:<12}"), _clean(fact), soft_wrap=True)
+
+
+def preview_facts(found: Preview) -> list[tuple[str, str]]:
+    """What a job would do, in pairs of a name and what is told."""
     formats = ", ".join(f"{count:,} {name}" for name, count in sorted(found.formats.items()))
     facts = [
         ("output", f"{found.output}: nothing is written, this is a dry run"),
@@ -83,13 +114,30 @@ def show_preview(found: Preview, console: Console) -> None:
         facts.append(("", f"and {len(found.passed_over) - _MAX_FILES:,} more"))
     facts += [("kept", f"{name}: {kind}") for name, kind in found.columns]
     facts += [("read only", name) for name in found.transient]
-    facts += [("added", f"{name}: {kind}") for name, kind in found.features]
-    for name, fact in facts:
-        console.print(Text(f"{name:<12}"), _clean(fact), soft_wrap=True)
+    return [*facts, *(("added", f"{name}: {kind}") for name, kind in found.features)]
 
 
 def show_inspection(found: Inspection, console: Console, spell: Callable[[str], str] = str) -> None:
     """Tables on an output folder; ``spell`` turns what they say of settings into what the reader types."""
+    _list(inspection_facts(found, spell), console)
+    if found.opening:
+        console.print()
+        _list(found.opening.items(), console)
+    if len(found.history) > 1:
+        _commits(found, console)
+    _columns(found, console)
+    if found.labels:
+        _labels(found, console)
+    if found.rejects.total:
+        _rejects(found, console, spell)
+    for number, row in enumerate(found.sample):
+        console.print()
+        console.print(Text(f"row {number}", style="bold"))
+        _list(((name, shown_value(value)) for name, value in row.items()), console, indent="  ", cut=True)
+
+
+def inspection_facts(found: Inspection, spell: Callable[[str], str] = str) -> list[tuple[str, str]]:
+    """What an output folder holds, in pairs of a name and what is told."""
     facts = [("output", f"{found.output}: {found.rows:,} rows, {_plural(found.shards, 'shard')}, {size(found.bytes)}")]
     facts.append(("features", found.features))
     earlier = f", {found.covered:,} of them in earlier outputs" if found.covered else ""
@@ -138,21 +186,7 @@ def show_inspection(found: Inspection, console: Console, spell: Callable[[str], 
             )
         )
     facts.append(("rejected", _share(found.rejects.total, found.rows + found.rejects.total)))
-    _list(facts, console)
-    if found.opening:
-        console.print()
-        _list(found.opening.items(), console)
-    if len(found.history) > 1:
-        _commits(found, console)
-    _columns(found, console)
-    if found.labels:
-        _labels(found, console)
-    if found.rejects.total:
-        _rejects(found, console, spell)
-    for number, row in enumerate(found.sample):
-        console.print()
-        console.print(Text(f"row {number}", style="bold"))
-        _list(((name, _value(value)) for name, value in row.items()), console, indent="  ", cut=True)
+    return facts
 
 
 def size(count: int) -> str:
@@ -247,18 +281,20 @@ def _print(table: Table, console: Console) -> None:
         console.print(text, soft_wrap=True)
 
 
-def _value(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """A value of a row, as short as it can be told."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value[:6])) + (f", ... {len(value):,} in all]" if len(value) > 6 else "]")
+        rest = f", ... {len(value):,} in all]" if len(value) > 6 else "]"
+        return "[" + ", ".join(map(shown_value, value[:6])) + rest
     if isinstance(value, dict):
         return _pairs(value)
     return "null" if value is None else str(value)[:2000]
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in values.items() if value not in (None, ""))
+    return ", ".join(f"{name} {shown_value(value)}" for name, value in values.items() if value not in (None, ""))
 
 
 def _compute(compute: dict[str, Any], several: bool) -> str:
@@ -266,9 +302,14 @@ def _compute(compute: dict[str, Any], several: bool) -> str:
     return f"{told} ({_plural(compute['splits'], 'split')})" if several else told
 
 
+def cleaned(text: str) -> str:
+    """Text without the characters that command a terminal or turn the order of others."""
+    return "".join(" " if unicodedata.category(char) in _UNSAFE or char in _BIDI else char for char in text)
+
+
 def _clean(text: str) -> Text:
-    """Text without markup and without the characters that command a terminal or turn the order of others."""
-    return Text("".join(" " if unicodedata.category(char) in _UNSAFE or char in _BIDI else char for char in text))
+    """The same, in which rich sees no markup."""
+    return Text(cleaned(text))
 
 
 def _share(part: int, whole: int) -> str:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -112,9 +113,9 @@ class Inspection:
         commit: number of the commit that made it.
         history: the last five commits that led to it, newest first.
         unfinished: commits that were begun after it and not finished, oldest first. A job may be at it; if none is,
-            the same command with ``--if-exists resume`` finishes the last one.
+            the same job with ``if_exists="resume"`` finishes the last one.
         files: files of the input, as far as the manifest tells.
-        covered: those among them whose rows are in an earlier output, named by ``--since``.
+        covered: those among them whose rows are in an earlier output, named by ``since``.
         shards: number of shards.
         bytes: bytes of all shards.
         columns: name and Arrow type of each column.
@@ -153,6 +154,16 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """All of it as what JSON knows."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        from .display import plain, show_inspection
+
+        return plain(partial(show_inspection, self))
+
+    def _repr_html_(self) -> str:
+        from .html import html_of_inspection
+
+        return html_of_inspection(self)
 
 
 def inspect(output: str | os.PathLike[str], rows: int = 5) -> Inspection:

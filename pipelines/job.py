@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ class Summary:
     def read(self) -> int:
         """Rows of the input."""
         return self.rows + self.rejects
+
+    def __str__(self) -> str:
+        from .display import plain, show_summary
+
+        return plain(partial(show_summary, self))
+
+    def _repr_html_(self) -> str:
+        from .html import html_of_summary
+
+        return html_of_summary(self)
 
 
 def embed(model: str | Path, **settings: Any) -> Summary | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow as pa
 
@@ -52,6 +53,16 @@ class Preview:
     def bytes(self) -> int:
         """Bytes of all files."""
         return sum(size for _, size in self.files)
+
+    def __str__(self) -> str:
+        from .display import plain, show_preview
+
+        return plain(partial(show_preview, self))
+
+    def _repr_html_(self) -> str:
+        from .html import html_of_preview
+
+        return html_of_preview(self)
 
 
 def preview(

@@ -51,6 +51,7 @@ __all__ = [
 _THREADS = 16
 _SAMPLED_FILES = 16
 _MAX_PARTS = 1024
+_MAX_LISTED = 100  # columns that a message names
 UNTYPED = ("jsonl", "csv", "tsv", "text")
 """Formats whose files tell no types, so that values are read as whatever is asked for."""
 
@@ -300,8 +301,10 @@ def _columns(name: str, available: Sequence[str], formats: Collection[str], sett
     """What is told of the columns there are: a Parquet file's schema is no document, a line that may be none is."""
     if settings.columns is not None:
         return f"`columns` names {', '.join(map(repr, available))}"
-    if set(formats) <= set(CONTAINERS):
+    if set(formats) <= set(CONTAINERS) and len(available) <= _MAX_LISTED:
         return f"the columns are {', '.join(map(repr, available)) or '(none)'}"
+    if set(formats) <= set(CONTAINERS):
+        return columns_like(name, available)
     place = "the first lines of the file show them" if "jsonl" in formats else "its first line names them"
     return f"{columns_like(name, available)}; {place}"
 
