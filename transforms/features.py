@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -24,7 +25,7 @@ from .output.records import SplitRecord
 from .output.shards import ShardSettings
 from .output.split_writer import ALL_BATCHES, IN_ORDER, SplitWriter
 from .output.staging import OutputState, finished_record
-from .output.units import UnitWriter
+from .output.units import UnitWriter, write_no_rows
 from .output.writable import set_aside
 from .provenance import Provenance
 from .rejects import RejectLimit, RejectWatch, parse_max_rejects
@@ -176,6 +177,11 @@ class WriteFeatures(beam.PTransform):
             | "Begin" >> beam.ParDo(_Begin(self._output, self.if_exists, uuid.uuid4().hex)).with_output_types(Base)
         )
         writing = _WriteSplits(self._output, self._shards, self._limit, upstream)
+        nothing = None
+        if to_batches is not None:
+            models = tuple(stage.identity for stage in upstream.stages)
+            nothing = partial(write_no_rows, self._output, self._shards, models, to_batches.schema)
+        committing = _Commit(self._output, self.if_exists, self._limit, nothing)
         batches = batches | "To one window" >> beam.WindowInto(beam.window.GlobalWindows())
         if to_batches is not None:
             batches = batches | "To batches" >> beam.ParDo(to_batches).with_output_types(pa.RecordBatch)
@@ -183,7 +189,7 @@ class WriteFeatures(beam.PTransform):
             batches
             | "Write splits" >> beam.ParDo(writing, base).with_output_types(SplitRecord)
             | "Collect records" >> beam.CombineGlobally(_Collect())
-            | "Commit" >> beam.ParDo(_Commit(self._output, self.if_exists, self._limit), base).with_output_types(dict)
+            | "Commit" >> beam.ParDo(committing, base).with_output_types(dict)
         )
 
     def _go_on(self, upstream: Upstream) -> None:
@@ -360,13 +366,20 @@ class _Collect(beam.CombineFn):
 
 
 class _Commit(beam.DoFn):
-    def __init__(self, output: str, if_exists: str, limit: RejectLimit) -> None:
+    """Commits the records of all splits, or what ``nothing`` writes where there are none."""
+
+    def __init__(
+        self, output: str, if_exists: str, limit: RejectLimit, nothing: Callable[[], SplitRecord] | None = None
+    ) -> None:
         self._output = output
         self._if_exists = if_exists
         self._limit = limit
+        self._nothing = nothing
 
     @discreet
     def process(self, records: list[SplitRecord], base: Base) -> Iterator[dict[str, Any]]:
+        if not records and self._nothing is not None:
+            records = [self._nothing()]
         manifest = commit(self._output, records, if_exists=self._if_exists, limit=self._limit, base=base)
         yield manifest.summary(self._output)
 

@@ -173,7 +173,7 @@ class RowsToBatches(beam.DoFn):
     """
 
     def __init__(self, schema: pa.Schema, names: tuple[str, ...] | None) -> None:
-        self._schema = schema
+        self.schema = schema
         self._names = names
 
     def start_bundle(self) -> None:
@@ -187,7 +187,7 @@ class RowsToBatches(beam.DoFn):
         fields = fields_of(element, self._names)
         if fields is None:
             raise SettingsError(wrong_element(type(element)))
-        if self._names is None and (unknown := fields.keys() - set(self._schema.names)):
+        if self._names is None and (unknown := fields.keys() - set(self.schema.names)):
             raise SettingsError(
                 f"a row has a field {min(map(str, unknown))!r} that `schema` lacks; name it there, or leave it out"
             )
@@ -202,7 +202,7 @@ class RowsToBatches(beam.DoFn):
 
     def _batch(self) -> pa.RecordBatch:
         rows, self._rows = self._rows, []
-        return pa.record_batch([_column(field, rows) for field in self._schema], schema=self._schema)
+        return pa.record_batch([_column(field, rows) for field in self.schema], schema=self.schema)
 
 
 def _column(field: pa.Field, rows: Sequence[Mapping[str, Any]]) -> pa.Array:

@@ -102,8 +102,6 @@ def test_rows_may_be_dropped_added_and_moved(
     dropped: int,
     added: int,
 ) -> None:
-    if expected.endswith("false"):
-        pytest.skip("an output without rows has no shards to look at")
     model = Tokenize(checkpoints.bare)
     ids, summary, _ = run(documents, tmp_path / "out", model, before=before, after=after)
     t = pa.table({"id": range(40), "stars": STARS})  # noqa: F841 - DuckDB reads it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .shards import ShardSettings
 from .split_writer import SplitWriter
 from .writable import set_aside
 
-__all__ = ["UnitWriter"]
+__all__ = ["UnitWriter", "write_no_rows"]
 
 
 class UnitWriter:
@@ -60,3 +60,12 @@ class UnitWriter:
     def abort(self) -> None:
         """Removes what was staged, as far as the store can be reached."""
         self._writer.abort()
+
+
+def write_no_rows(
+    output: str, shards: ShardSettings, models: Sequence[Callable[[], Mapping[str, Any]]], schema: pa.Schema
+) -> SplitRecord:
+    """A unit without rows, so that an output of none tells its columns all the same."""
+    writer = UnitWriter(output, shards, [model() for model in models])
+    writer.write(pa.RecordBatch.from_pylist([], schema))
+    return writer.finish()
