@@ -60,7 +60,14 @@ def show_summary(summary: Summary, console: Console) -> None:
 def summary_lines(summary: Summary) -> list[str]:
     """What a job has done."""
     speed = f", {summary.tokens_per_second:,.0f} tokens/s" if summary.tokens_per_second else ""
-    told = [f"{summary.rows:,} rows, {summary.tokens:,} tokens in {duration(summary.seconds)}{speed}"]
+    spent = f"in {duration(summary.seconds)}{speed}"
+    if summary.rows_computed is None or not (summary.resumed or summary.changes):
+        told = [f"{summary.rows:,} rows, {summary.tokens:,} tokens {spent}"]
+    else:
+        told = [
+            f"this run: {summary.rows_computed:,} rows, {summary.tokens_computed:,} tokens {spent}",
+            f"output now: {summary.rows:,} rows, {summary.tokens:,} tokens",
+        ]
     shares = [
         f"truncated {_share(summary.truncated, summary.rows)}",
         f"rejected {_share(summary.rejects, summary.read)}",
@@ -200,10 +207,12 @@ def size(count: int) -> str:
 
 
 def _changes(changes: Changes) -> list[str]:
+    again = f"{changes.splits_redone:,} computed again, " if changes.splits_redone else ""
     return [
-        f"files: {changes.files_kept:,} kept, {changes.files_added:,} added, {changes.files_replaced:,} replaced, "
+        f"files: {changes.files_kept:,} unchanged, {changes.files_added:,} added, {changes.files_replaced:,} replaced, "
         f"{changes.files_removed:,} removed",
-        f"splits: {changes.splits_kept:,} kept, {changes.splits_added:,} added, {changes.splits_removed:,} removed",
+        f"splits: {changes.splits_kept:,} kept, {again}{changes.splits_added:,} added, "
+        f"{changes.splits_removed:,} removed",
     ]
 
 

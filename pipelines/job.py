@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ from .failures import recover
 from .opening import features_of
 from .options import check_flags, is_direct, is_in_process
 from .preview import Preview, preview
-from .progress import TITLES, Planned, Progress, in_notebook
+from .progress import FINISHED, TITLES, Planned, Progress, in_notebook
 from .quiet import tracebacks_kept_back
 
 __all__ = ["Preview", "Summary", "classify", "embed", "featurize", "run", "tokenize"]
@@ -57,6 +58,9 @@ class Summary:
         seconds: how long the job ran.
         tokens_per_second: tokens of this run over ``seconds``; None if nothing ran, or it is not known how much.
         padding: share of padding in what the model computed; None where that was not measured.
+        rows_computed: rows of the output that this run has written, without those that it kept; None where that was
+            not measured.
+        tokens_computed: tokens of these rows; None where that was not measured.
         splits: splits of the input.
         resumed: splits that an earlier run had finished; None where that was not measured.
         shards: files of the output.
@@ -83,6 +87,8 @@ class Summary:
     losses: Losses = field(default_factory=Losses)
     changes: Changes | None = None
     format: str = "parquet"
+    rows_computed: int | None = None
+    tokens_computed: int | None = None
 
     @property
     def features(self) -> str:
@@ -246,6 +252,7 @@ def run(
         models=[transform.identity],
     )
     before = (_records(output), _records(since)) if recurring else None
+    key = uuid.uuid4().hex
     documents = ReadDocuments(
         input,
         text=text,
@@ -263,7 +270,7 @@ def run(
         csv_delimiter=csv_delimiter,
         csv_quote=csv_quote,
         csv_escape=csv_escape,
-        ledger=Planned(ledger) if here else ledger,
+        ledger=Planned(ledger, key) if here else ledger,
         **_given(
             split_bytes=split_bytes,
             batch_rows=batch_rows,
@@ -289,7 +296,10 @@ def run(
         documents.job = transform.job = job
         pipeline = _pipeline(options, local)
         _ = pipeline | documents | transform | writing
-        state = _outcome(pipeline, options, local)
+        try:
+            state = _outcome(pipeline, options, local)
+        finally:
+            finished = FINISHED.pop(key, None)
     if state is None:
         return None
     if state in _FAILED:
@@ -307,9 +317,13 @@ def run(
         if here
         else _unwatched(manifest, output, seconds, resumed=ledger.resume)
     )
+    if not here and not ledger.resume:
+        finished = frozenset()  # nothing could be kept
+    if finished is not None:
+        summary = _of_this_run(summary, [record for record in manifest.records if record.split not in finished])
     if before is None:
         return summary
-    return replace(summary, changes=compare(before[0], manifest.records, before[1]))
+    return replace(summary, changes=compare(before[0], manifest.records, before[1], finished))
 
 
 def _run(kind: type[Featurize], model: str | Path, settings: dict[str, Any]) -> Any:  # a Preview only of a dry run
@@ -416,6 +430,15 @@ def _unwatched(manifest: Manifest, output: str, seconds: float, *, resumed: bool
     if resumed:
         return summary
     return replace(summary, tokens_per_second=summary.tokens / seconds if summary.tokens else None, resumed=0)
+
+
+def _of_this_run(summary: Summary, records: Sequence[SplitRecord]) -> Summary:
+    """The summary with the counts of the records that this run has made."""
+    return replace(
+        summary,
+        rows_computed=sum(record.rows for record in records),
+        tokens_computed=sum(record.statistics.tokens or 0 for record in records),
+    )
 
 
 def _summary(manifest: Manifest, output: str, seconds: float) -> Summary:

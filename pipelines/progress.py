@@ -26,15 +26,21 @@ TITLES = {"embed": "embedding", "classify": "classifying", "tokenize": "tokenizi
 _LOG_SECONDS = 10.0
 
 
+FINISHED: dict[str, frozenset[str]] = {}
+"""Ids of the splits that a job of this process found finished in its output."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """Stands between the reader and the ledger to note how much there is to do.
 
     Attributes:
         ledger: tells the plan, and what of it is done.
+        job: what ``FINISHED`` knows this run by.
     """
 
     ledger: Ledger
+    job: str = ""
 
     def plan(self, settings: ReadSettings) -> list[tuple[Split, bool]]:
         """The plan, as ``Ledger.plan``."""
@@ -43,6 +49,7 @@ class Planned:
         done = sum(finished and not is_covered(split.id) for split, finished in plan)
         count(planned=1, planned_bytes=sum(split.size for split in todo), finished_splits=done)
         count(planned_splits=len(todo))
+        FINISHED[self.job] = frozenset(split.id for split, finished in plan if finished)
         return plan
 
     def begin(self, split: str) -> int:

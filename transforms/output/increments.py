@@ -44,6 +44,7 @@ class Changes:
         splits_kept: splits that stand as they were written.
         splits_added: splits that were written.
         splits_removed: splits that have left the output.
+        splits_redone: splits that were there and were computed again all the same, as where an output is overwritten.
     """
 
     files_kept: int
@@ -53,6 +54,7 @@ class Changes:
     splits_kept: int
     splits_added: int
     splits_removed: int
+    splits_redone: int = 0
 
 
 def is_covered(split: str) -> bool:
@@ -70,26 +72,39 @@ def files_of(records: Iterable[SplitRecord]) -> dict[str, tuple[int, str]]:
     return {part.source: (part.size, part.version) for record in records for part in record.parts}
 
 
-def compare(before: Sequence[SplitRecord], after: Sequence[SplitRecord], since: Sequence[SplitRecord] = ()) -> Changes:
+def compare(
+    before: Sequence[SplitRecord],
+    after: Sequence[SplitRecord],
+    since: Sequence[SplitRecord] = (),
+    finished: Collection[str] | None = None,
+) -> Changes:
     """What has changed from one output to the next.
 
     Args:
         before: records that the output had.
         after: records that it has now.
         since: records of an earlier output whose files are covered.
+        finished: ids of the splits that the run did not have to do; None if that is not known, so that a split counts
+            as kept if its files are the same.
     """
     old, new = {**files_of(since), **files_of(before)}, files_of(after)
     kept = sum(old.get(source) == version for source, version in new.items())
     both = len(old.keys() & new.keys())
-    was, now = ({record.name for record in holding(records)} for records in (before, after))
+    was, now = ({record.name: record for record in holding(records)} for records in (before, after))
+    same = was.keys() & now.keys()
+    if finished is None:
+        again = {name for name in same if was[name].shards != now[name].shards}
+    else:
+        again = {name for name in same if now[name].split not in finished}
     return Changes(
         files_kept=kept,
         files_added=len(new) - both,
         files_replaced=both - kept,
         files_removed=len(old) - both,
-        splits_kept=len(was & now),
-        splits_added=len(now - was),
-        splits_removed=len(was - now),
+        splits_kept=len(same - again),
+        splits_added=len(now.keys() - same),
+        splits_removed=len(was.keys() - same),
+        splits_redone=len(again),
     )
 
 
