@@ -286,7 +286,7 @@ def run(
             documents,
             transform.spec,
             output,
-            dimensions=checkpoint.config.dim,
+            dimensions=checkpoint.dimensions(transform.spec.pooling),
             labels=checkpoint.labels,
             records=before and (*before[0], *before[1]),
         )

@@ -280,7 +280,8 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
     group.add_argument(
         "--model-sha256",
         metavar="HEX",
-        help="SHA-256 of its model.safetensors; with any other the job fails (default: any will do)",
+        help="SHA-256 of its model.safetensors, or of what sha256sum prints for the files of its index; with any other "
+        "the job fails (default: any will do)",
     )
     group.add_argument(
         "--max-length", type=_count, metavar="N", help="tokens of a text that are read (default: the model's)"
@@ -331,7 +332,9 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
         group.add_argument(
             "--normalize", action=argparse.BooleanOptionalAction, help="vectors of length 1 (default: the model's)"
         )
-        group.add_argument("--dimensions", type=_count, metavar="N", help="keep the first N numbers of a vector")
+        group.add_argument(
+            "--dimensions", type=_count, metavar="N", help="keep the first N numbers of a vector (default: the model's)"
+        )
         group.add_argument(
             "--embedding-dtype",
             choices=("float32", "float16"),

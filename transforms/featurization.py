@@ -46,7 +46,7 @@ class FeatureSpec:
         features: names out of ``FEATURES``.
         pooling: ``mean``, ``cls`` or ``max``; None for the checkpoint's own (``mean`` where it has none).
         normalize: scale vectors to unit length, after the cut; None for the checkpoint's own.
-        dimensions: keep only the first so many dimensions.
+        dimensions: keep only the first so many dimensions; None for the checkpoint's own.
         embedding_dtype: stored type of the vectors, ``float32`` or ``float16``.
         max_length: tokens of a text at most, special tokens included; None for the checkpoint's own.
         prefix: put before every column name.

@@ -72,7 +72,8 @@ class Featurize(beam.PTransform):
         separator: joins several text columns.
         pooling: ``mean``, ``cls`` or ``max``; the checkpoint's own by default.
         normalize: scale vectors to unit length; the checkpoint's own by default.
-        dimensions: keep only the first so many dimensions of the vectors.
+        dimensions: keep only the first so many dimensions of the vectors, before they are scaled; the checkpoint's own
+            (``truncate_dim``) by default, which cuts after that.
         embedding_dtype: stored type of the vectors, ``float32`` or ``float16``; Spark, Daft and Delta cannot open a
             Parquet file that holds float16, whatever column is read.
         max_length: tokens of a text at most; the checkpoint's own by default.
@@ -82,7 +83,8 @@ class Featurize(beam.PTransform):
         threads: CPU threads of the model.
         token_budget: tokens in one micro-batch.
         model_sha256: SHA-256 of the model.safetensors to be used, in hexadecimal, as outputs record it
-            (``weights_sha256``) and ``sha256sum`` prints it; with any other the job fails before a row is computed.
+            (``weights_sha256``) and ``sha256sum`` prints it; with any other the job fails before a row is computed. Of
+            weights in several files, that of the lines which ``sha256sum model-*.safetensors`` prints.
         stall_timeout: seconds that tokenizer and model may go without progress. Then the process is ended, with code
             75, so that the runner, or the next run, tries again in a process of its own and finds the row. 0 for never.
 

@@ -617,7 +617,7 @@ def test_a_pin_holds_the_weights_that_are_used(folder: Path) -> None:
     other = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert Checkpoint.open(str(folder)).weights_sha256 == other
     with pytest.raises(
-        CheckpointError, match=f"has the SHA-256 {other}, but model_sha256 pins {right}; take the model"
+        CheckpointError, match=f"has the SHA-256 {other}, but `model_sha256` pins {right}; take the model"
     ):
         Encoder.load(str(folder), model_sha256=right)
 
@@ -631,7 +631,7 @@ def test_what_is_no_digest_is_refused_at_once(value: str) -> None:
 def test_a_folder_that_is_here_is_held_to_its_pin_while_the_pipeline_is_built(folder: Path) -> None:
     pipeline = beam.Pipeline(runner=FnApiRunner())
     texts = pipeline | beam.Create([beam.Row(text="the cat")])
-    with pytest.raises(CheckpointError, match="but model_sha256 pins 000"):
+    with pytest.raises(CheckpointError, match="but `model_sha256` pins 000"):
         _ = texts | Embed(folder, model_sha256="0" * 64)
 
 
@@ -645,7 +645,7 @@ def test_workers_hold_a_model_to_its_pin_before_they_compute_a_row(
     pipeline = beam.Pipeline(runner=FnApiRunner())
     texts = pipeline | beam.Create([beam.Row(text="the cat")])
     _ = texts | Embed(f"file://{folder}", model_sha256="0" * 64)
-    with pytest.raises(Exception, match="but model_sha256 pins 000"):
+    with pytest.raises(Exception, match="but `model_sha256` pins 000"):
         pipeline.run()
     assert not computed
 

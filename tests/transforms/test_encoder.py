@@ -83,6 +83,8 @@ def test_a_folder_may_pool_in_several_ways_and_cut_its_vectors(
     unit = cut.encode(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(shorter.embed(TEXTS, normalize=True), unit, atol=1e-5)
     np.testing.assert_allclose(shorter.embed(TEXTS, dimensions=DIM), encoder.embed(TEXTS, dimensions=DIM), atol=1e-6)
+    assert (shorter.checkpoint.dimensions(), shorter.checkpoint.dimensions("cls")) == (DIM // 2, DIM // 2)
+    assert (encoder.checkpoint.dimensions(), encoder.checkpoint.dimensions("cls")) == (len(pooling) * DIM, DIM)
     spec = FeatureSpec(("embedding",))
     assert identity([shorter.identity(spec)]) != identity([encoder.identity(spec)])
     with pytest.raises(SettingsError, match=f"`dimensions` is 999; .* has {len(pooling) * DIM}"):

@@ -186,6 +186,12 @@ class Checkpoint:
             unheeded=unheeded(location.folder, folder),
         )
 
+    def dimensions(self, pooling: str | None = None) -> int:
+        """Length of its vectors, pooled as set or, for None, as published."""
+        poolings = 1 if pooling else len(self.sentence.pooling.split("+"))
+        whole = poolings * self.config.dim
+        return min(whole, self.sentence.dimensions or whole)
+
     @property
     def scores_by(self) -> str:
         """What makes scores of the head's outputs, as in transformers' pipeline: softmax, sigmoid, or identity."""
