@@ -79,9 +79,10 @@ CASES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "JSON: 100,000 bad lines": ("d.jsonl", lambda: b"x\n" * 100_000, "^0 rows, rejects: 100000 JSONDecodeError$"),
     "JSON: 20,000 values of a wrong type": (
         "d.jsonl",
-        lambda: b'{"text": 5}\n' * 20_000,
-        "^0 rows, rejects: 20000 TypeError$",
+        lambda: b'{"text": "a"}\n' + b'{"text": 5}\n' * 20_000,
+        "^1 rows, rejects: 20000 TypeError$",
     ),
+    "JSON: no text at all": ("d.jsonl", lambda: b'{"text": 5}\n' * 20_000, "is int64, not a string"),
     "text: 20,000 lines that are not UTF-8": (
         "d.txt",
         lambda: b"\xff\n" * 20_000,
