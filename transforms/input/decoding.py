@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .fitting import leaves
 from .nested import find_path, roots
 
 __all__ = [
@@ -287,16 +288,18 @@ class Times:
         return check
 
     def _agreed(self, name: str, coarse: pa.Array, exact: pa.Array) -> pa.Array:
+        times = [pair for pair in leaves(coarse, exact) if pair[0].type != pair[1].type]
         if name in self._fine:
             try:
-                coarse.cast(exact.type)
+                for micros, nanos in times:
+                    micros.cast(nanos.type)
             except pa.ArrowInvalid:
                 raise Damaged(
                     f"column {name!r} holds a time outside of the years 1677 to 2262, which nanoseconds cannot tell; "
                     "give the column a type of microseconds with `types`"
                 ) from None
             return exact
-        if not coarse.cast(exact.type, safe=False).equals(exact):  # both wrap around alike
+        if not all(micros.cast(nanos.type, safe=False).equals(nanos) for micros, nanos in times):  # both wrap alike
             raise Damaged(
                 f"column {name!r} holds a time with nanoseconds, which microseconds would lose; give the column a "
                 "type of nanoseconds with `types`"

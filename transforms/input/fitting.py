@@ -13,7 +13,7 @@ from distilbeam.transforms.halving import find_failing
 
 from .column_types import holds, mapped, settled_type
 
-__all__ = ["fit", "fitted", "has_infinity", "loses_digits"]
+__all__ = ["fit", "fitted", "has_infinity", "leaves", "loses_digits"]
 
 _MOST_DIGITS = 309  # of a double
 
@@ -35,7 +35,8 @@ def fit(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
     except pa.ArrowInvalid:
         pass
 
-    column = column.cast(settled_type(column.type))  # of which rows can be taken
+    if (settled := settled_type(column.type)) != column.type:
+        column = column.cast(settled)  # of which rows can be taken
 
     def fails(rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> bool | None:
         try:
@@ -64,7 +65,9 @@ def fitted(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if column.type == kind:
         return column
     result = _converted(column, kind)
-    for before, after in _leaves(column, result):
+    if holds(kind, pa.types.is_null):
+        result.validate(full=True)  # Arrow's conversion of nulls inside of lists to nulls loses all but the first
+    for before, after in leaves(column, result):
         if _may_lose(before.type, after.type):
             if pa.types.is_decimal(before.type) or pa.types.is_decimal(after.type):
                 after = after.cast(pa.string())  # a float is the decimal as which it is written
@@ -94,7 +97,7 @@ def has_infinity(column: pa.Array) -> bool:
     """
     return any(
         bool(pc.any(pc.is_inf(leaf.cast(pa.float64())), min_count=0).as_py())
-        for leaf, _ in _leaves(column, column)
+        for leaf, _ in leaves(column, column)
         if pa.types.is_floating(leaf.type)
     )
 
@@ -143,15 +146,15 @@ def _may_lose(before: pa.DataType, after: pa.DataType) -> bool:
     )
 
 
-def _leaves(before: pa.Array, after: pa.Array) -> Iterator[tuple[pa.Array, pa.Array]]:
+def leaves(before: pa.Array, after: pa.Array) -> Iterator[tuple[pa.Array, pa.Array]]:
     """The values inside of nested arrays, each with what became of it."""
     if pa.types.is_struct(before.type) and pa.types.is_struct(after.type):
         parts = dict(zip((field.name for field in after.type), after.flatten(), strict=True))
         for field, part in zip(before.type, before.flatten(), strict=True):
             if field.name in parts:
-                yield from _leaves(part, parts[field.name])
+                yield from leaves(part, parts[field.name])
     elif pa.types.is_nested(before.type) and pa.types.is_nested(after.type):
-        yield from _leaves(*(pc.list_flatten(_without_map(array)) for array in (before, after)))
+        yield from leaves(*(pc.list_flatten(_without_map(array)) for array in (before, after)))
     else:
         yield before, after
 

@@ -173,7 +173,7 @@ class ShardWriter:
                 return
         else:
             self._stored = schema = _readable_schema(table, self._stored)
-            data, size = table.cast(schema), table.nbytes
+            data, size = _cast(table, schema), table.nbytes
         file = self._file
         if file is not None and (file.size + size > self._settings.max_bytes or file.schema != schema):
             self._roll()
@@ -328,6 +328,15 @@ def _readable_schema(table: pa.Table, stored: pa.Schema) -> pa.Schema:
         if pa.types.is_fixed_size_list(column.type) and table.column(index).null_count:
             stored = stored.set(index, column.with_type(pa.list_(column.type.value_field)))
     return stored
+
+
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the types of a schema; what has them is left alone, for Arrow breaks a list of nulls over it."""
+    columns = [
+        column if column.type == field.type else column.cast(field.type)
+        for column, field in zip(table.columns, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _leaves_beside_vectors(schema: pa.Schema) -> list[str]:

@@ -21,22 +21,35 @@ def storable_schema(schema: pa.Schema) -> pa.Schema:
 
     Dictionaries of texts have 32-bit indices, as a file's index type must hold the categories of all files that are
     read with it; dictionaries of anything else, which Parquet has not, and run-end encoded columns are written out.
+    Lists of a fixed size inside of other columns are plain lists, since Arrow cannot read them back where one is null.
 
     Example:
         >>> import pyarrow as pa
         >>> str(storable_schema(pa.schema({"shop": pa.dictionary(pa.int8(), pa.string())})))
         'shop: dictionary<values=string, indices=int32, ordered=0>'
     """
-    return pa.schema([field.with_type(mapped(field.type, _storable)) for field in schema], schema.metadata)
+    return pa.schema([field.with_type(_in_file(field.type)) for field in schema], schema.metadata)
 
 
 def storable_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch with the types of its ``storable_schema``."""
+    """The batch with the types of its ``storable_schema``.
+
+    Raises:
+        OutputError: Arrow does not convert a column.
+    """
     if batch.schema.types == schema.types and not any(
         dictionary.null_count for column in batch.columns for dictionary in _dictionaries(column)
     ):
         return batch
-    columns = [_stored(column, field.type) for column, field in zip(batch.columns, schema, strict=True)]
+    columns = []
+    for column, field in zip(batch.columns, schema, strict=True):
+        try:
+            columns.append(_stored(column, field.type))
+        except pa.ArrowException:
+            raise OutputError(
+                f"Arrow cannot store column {field.name!r} of type {column.type} as {field.type}; leave it out with "
+                "`keep`, or give it another type with `types`"
+            ) from None
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -60,7 +73,17 @@ def _is_parquet(schema: pa.Schema) -> bool:
     return True
 
 
+def _in_file(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType) and pa.types.is_fixed_size_list(kind.storage_type):
+        kind = kind.storage_type
+    if pa.types.is_fixed_size_list(kind) and kind.list_size:
+        return pa.list_(kind.value_field.with_type(mapped(kind.value_type, _storable)), kind.list_size)
+    return mapped(kind, _storable)
+
+
 def _storable(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field)
     if pa.types.is_run_end_encoded(kind):
         return kind.value_type
     if pa.types.is_decimal(kind) and kind.scale < 0:
