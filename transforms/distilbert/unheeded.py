@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,10 @@ def unheeded(root: Path, folder: Path) -> tuple[str, ...]:
                 f"{shown(path)} has settings that distilbeam does not know and does not heed: {_few(others)}"
             )
     for place in dict.fromkeys((root, folder)):
-        entries = [path.name for path, _ in zip(sorted(place.iterdir()), range(_MAX_ENTRIES), strict=False)]
+        try:
+            entries = sorted(path.name for path in islice(place.iterdir(), _MAX_ENTRIES))
+        except OSError:  # one that can be entered and not listed
+            continue
         inside = folder.relative_to(root).parts[:1] if folder != root else ()
         others = [name for name in entries if not _matches(name, _FILES) and name not in inside]
         if others:
