@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+READERS ?= .venv-readers
 JOBS ?= 2
 N ?= 20
 LOCKFLAGS ?=
@@ -12,7 +13,7 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadfile
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock" --quiet $(LOCKFLAGS)
 
-.PHONY: help demo test check lint format test-slow test-all faults lock wheel clean
+.PHONY: help demo test check lint format test-slow test-all test-readers faults lock wheel clean
 .DEFAULT_GOAL := help
 
 # So that bytecode is kept, of tests too: without it each process compiles what it imports anew.
@@ -40,9 +41,18 @@ format: $(READY)  ## let ruff fix what it can
 	$(BIN)/ruff format .
 
 test-slow: $(READY)  ## the slow tests alone
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu and not readers"
 
 test-all: test test-slow  ## both
+
+test-readers: $(READERS)/.ready  ## readers that need an environment of their own (Spark needs Java 17)
+	DISTILBEAM_READERS=$(CURDIR)/$(READERS)/bin/python $(BIN)/pytest -m readers -rs tests/interop
+	DISTILBEAM_READERS=$(CURDIR)/$(READERS)/bin/python $(BIN)/python -m tests.interop.table
+
+$(READERS)/.ready: tests/interop/requirements-readers.lock $(READY)
+	$(PYTHON) -m venv $(READERS)
+	$(BIN)/uv pip install --python $(READERS)/bin/python --quiet --require-hashes -r $<
+	@touch $@
 
 faults: $(READY)  ## every fault of the suite, and N jobs killed and run again; prints a table and writes faults.json
 	FAULTS_RUNS=$(N) FAULTS_JSON=$(CURDIR)/faults.json $(BIN)/pytest -m "not gpu" --timeout 0 tests/faults
@@ -51,13 +61,16 @@ lock: $(BIN)/uv  ## renew the locks after pyproject.toml changed; LOCKFLAGS=--up
 	$(COMPILE) --all-extras --output-file requirements.lock
 	$(COMPILE) --extra gcs --extra s3 --extra azure --extra delta --extra iceberg --constraints requirements.lock \
 		--output-file deploy/docker/requirements.lock
+	$(BIN)/uv pip compile tests/interop/readers.in --universal --python-version 3.10 --generate-hashes \
+		--no-emit-index-url --custom-compile-command "make lock" --quiet $(LOCKFLAGS) \
+		--output-file tests/interop/requirements-readers.lock
 
 wheel: $(READY)  ## dist/: an sdist, and the wheel made from it
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove the environment and all that was built
-	rm -rf $(VENV) build dist demo-output faults.json src/*.egg-info .*_cache .hypothesis
+	rm -rf $(VENV) $(READERS) build dist demo-output faults.json src/*.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip fetches uv as the lock pins it; uv, many times faster, does the rest.

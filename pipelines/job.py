@@ -229,8 +229,8 @@ def run(
         check_spec(Checkpoint.open(transform.model, transform.engine.model_sha256), transform.spec)
     if output_format == "parquet" and transform.settings.get("embedding_dtype") == "float16":
         _log.warning(
-            "vectors are written as float16; Spark, Daft and Delta cannot open such a Parquet file, whatever column is "
-            "read: set `embedding_dtype='float32'` where they are to"
+            "vectors are written as float16; Spark, Delta and Daft before 0.7 cannot open such a file, whatever "
+            "column is read: set `embedding_dtype='float32'` where they are to"
         )
     recurring = incremental or since is not None
     if recurring and limit is not None:

@@ -339,7 +339,7 @@ def _add_model(parser: argparse.ArgumentParser, command: str) -> None:
             "--embedding-dtype",
             choices=("float32", "float16"),
             default="float32",
-            help="type of the vectors written; Spark, Daft and Delta cannot open a Parquet file that holds float16",
+            help="type of the vectors; Spark, Delta and Daft before 0.7 cannot open a Parquet file that holds float16",
         )
     if command == "classify":
         group.add_argument("--scores", action="store_true", help="the scores of all labels too")

@@ -187,7 +187,11 @@ class Plan:
         batch = pa.RecordBatch.from_pylist(rows, schema=_USER)
         flat = np.array(vectors, dtype=self.dtype).reshape(-1)
         columns = {
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), self.dimensions),
+            "embedding": pa.FixedSizeListArray.from_arrays(
+                pa.array(flat),
+                self.dimensions,
+                mask=pa.array([self.nulls and key % 11 == 0 for key in ids], pa.bool_()),
+            ),
             "label": pa.array(["POSITIVE" if key % 3 else "NEGATIVE" for key in ids], pa.string()),
             "score": pa.array([1 / key for key in ids], pa.float32()),
             "token_count": pa.array([key % 10 for key in ids], pa.int32()),

@@ -74,8 +74,8 @@ class Featurize(beam.PTransform):
         normalize: scale vectors to unit length; the checkpoint's own by default.
         dimensions: keep only the first so many dimensions of the vectors, before they are scaled; the checkpoint's own
             (``truncate_dim``) by default, which cuts after that.
-        embedding_dtype: stored type of the vectors, ``float32`` or ``float16``; Spark, Daft and Delta cannot open a
-            Parquet file that holds float16, whatever column is read.
+        embedding_dtype: stored type of the vectors, ``float32`` or ``float16``; Spark, Delta and Daft before 0.7 cannot
+            open a Parquet file that holds float16, whatever column is read.
         max_length: tokens of a text at most; the checkpoint's own by default.
         prefix: put before every new column name.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, settled on the worker.
