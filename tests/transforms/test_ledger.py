@@ -213,7 +213,7 @@ def test_only_the_present_plan_tells_what_was_seen(folder: Folder) -> None:
 def test_other_settings_are_refused_or_start_anew_in_one_commit(folder: Folder, incremental: bool) -> None:
     run(folder.url, OUT, incremental=incremental)
     before = snapshot(OUT)
-    with pytest.raises(OutputExistsError, match=r"other settings of the input \(text, keep"):
+    with pytest.raises(OutputExistsError, match=r"other settings of the input \(`text`, `keep`"):
         run(folder.url, OUT, incremental=incremental, nulls="keep")
     assert snapshot(OUT) == before
     with pytest.raises(Killed):
