@@ -24,7 +24,7 @@ from distilbeam.transforms.errors import (
 from distilbeam.transforms.metrics import counting
 
 from .options import check_flags, is_direct, is_in_process, parse, spellings
-from .spelling import as_options
+from .spelling import OptionFormatter, as_options
 
 __all__ = ["main"]
 
@@ -260,16 +260,9 @@ def _quieten(level: str, flags: Sequence[str]) -> None:
         return record.levelno >= (runners if record.name.startswith("apache_beam.runners") else others)
 
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(OptionFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S", spellings()))
     handler.addFilter(wanted)
     logging.basicConfig(handlers=[handler], level=min(ours, runners, others), force=True)
-
-
-class _Formatter(logging.Formatter):
-    """A formatter that names settings as options."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return _spelled(super().format(record))
 
 
 def _console() -> Any:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from distilbeam.transforms.checks import check_keywords
 from distilbeam.transforms.distilbert.checkpoint import Checkpoint
@@ -31,6 +32,7 @@ from distilbeam.transforms.output.increments import Changes, compare, holding
 from distilbeam.transforms.output.losses import Losses, lost_rows
 from distilbeam.transforms.output.manifest import Manifest, SplitRecord, find_manifest, load_manifest
 
+from . import worker
 from .failures import recover
 from .opening import features_of
 from .options import check_flags, is_direct, is_in_process
@@ -384,9 +386,18 @@ def _records(output: str | None) -> tuple[SplitRecord, ...]:
 def _pipeline(options: PipelineOptions, local: bool) -> beam.Pipeline:
     try:
         # Without being told so, Beam would first try to download a runner.
-        return beam.Pipeline(runner=FnApiRunner() if local else None, options=options)
+        return beam.Pipeline(runner=_runner(options) if local else None, options=options)
     except (AttributeError, ImportError, ValueError) as error:
         raise SettingsError(" ".join(str(error).split())) from None
+
+
+def _runner(options: PipelineOptions) -> FnApiRunner:
+    """Beam's runner for one machine, with workers that log as this process does."""
+    if is_in_process(options):
+        return FnApiRunner()
+    # In this mode it would start workers by a command of its own; in the other one, by that of the environment.
+    options.view_as(DirectOptions).direct_running_mode = "in_memory"
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(worker.command_line()))
 
 
 def _reading(transform: Featurize, text: str | Sequence[str], separator: str) -> Featurize:

@@ -30,7 +30,9 @@ def tracebacks_kept_back() -> Iterator[None]:
         return
 
     def plain(record: logging.LogRecord) -> bool:
-        return record.exc_info is None and "Traceback" not in record.getMessage()
+        # A worker process writes its own log; and that several need another mode is said where they have it.
+        said = record.msg.startswith(("Worker: %s", "If direct_num_workers")) if isinstance(record.msg, str) else False
+        return not said and record.exc_info is None and "Traceback" not in record.getMessage()
 
     with _filtered(_LOGGERS, plain):
         yield

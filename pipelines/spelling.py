@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import logging
 import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["as_options", "option_names"]
+__all__ = ["OptionFormatter", "as_options", "option_names"]
 
 # A word of its own, so that no part of a path or of a name in quotes passes for a setting.
 _SETTING = re.compile(r"(?<![^\s(])`([a-z]\w*)(?:=([^`]*))?`(?![^\s).,:;])")
@@ -47,6 +48,17 @@ def as_options(message: str, names: Mapping[str, str]) -> str:
         return names[name] if value is None else _given(names[name], value)
 
     return _SETTING.sub(option, message)
+
+
+class OptionFormatter(logging.Formatter):
+    """A formatter of log records that names settings as options."""
+
+    def __init__(self, form: str, times: str, names: Mapping[str, str]) -> None:
+        super().__init__(form, times)
+        self._names = names
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_options(super().format(record), self._names)
 
 
 def _given(option: str, literal: str) -> str:
