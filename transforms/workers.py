@@ -202,7 +202,7 @@ class FeaturizeRows(_Worker):
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
         pane: Any = beam.DoFn.PaneInfoParam,
-    ) -> list[Any] | None:
+    ) -> list[Any]:
         if isinstance(element, pa.RecordBatch):
             return list(self._featurized(element))
         if self._waiting and self._waiting[-1][0] is element:
@@ -210,8 +210,8 @@ class FeaturizeRows(_Worker):
             _, time, windows, same = self._waiting[-1]
             if time == timestamp and window not in windows:
                 self._waiting[-1] = element, time, (*windows, window), same
-                return None
-        full = self._flush() if self._weight >= _MOST_WAITING else None
+                return []  # not None, of which Beam warns
+        full = self._flush() if self._weight >= _MOST_WAITING else []
         self._waiting.append((element, timestamp, (window,), pane))
         self._weight += schema_rows.weight(element, self._columns)
         return full

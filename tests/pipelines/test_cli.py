@@ -294,7 +294,7 @@ def test_our_error_comes_back_from_a_worker_process(
     out, err = capfd.readouterr()
     assert out == ""
     assert "PRIVATE" not in err
-    assert len(re.findall(r"^distilbeam: error: .*'body'", err, re.M)) == 1
+    assert re.fullmatch(r"distilbeam: error: .*'body'.*\n", err), "nothing of Beam's log, and no traceback"
 
 
 def test_options_of_beam_add_nothing_to_what_is_said(model: str, corpus: str, tmp_path: Path) -> None:
