@@ -366,7 +366,10 @@ class _Planning:
             reason = "by an older version of distilbeam, whose settings cannot be compared"
         elif self._other_settings(earlier):
             if earlier.reading != self._digest:
-                what = "of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, or what bounds a line)"
+                what = (
+                    "of the input (`text`, `keep`, `nulls`, `id`, `separator`, `types`, `columns`, those of CSV, or "
+                    "what bounds a line)"
+                )
             else:
                 what = f"({difference(earlier, self._ledger.asked, self._ledger.shards.as_dict())})"
             reason = f"with other settings {what}"
