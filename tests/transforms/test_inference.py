@@ -142,9 +142,9 @@ def test_several_text_fields_and_stages(checkpoints: Checkpoints, loads: list[st
 
     with pipeline() as p:
         rows = p | beam.Create([beam.Row(title="good", body="film")])
-        settings = {"text": ["title", "body"], "separator": ". ", **CPU}
-        rows = rows | Classify(checkpoints.classifier, **settings)
-        rows = rows | Embed(checkpoints.classifier, prefix="e_", **settings)
+        settings: Any = {"text": ["title", "body"], "separator": ". "}
+        rows = rows | Classify(checkpoints.classifier, **settings, **CPU)
+        rows = rows | Embed(checkpoints.classifier, prefix="e_", **settings, **CPU)
         rows = rows | Tokenize(checkpoints.classifier, prefix="t_", **settings)
         assert_that(rows, check)
     assert loads == [checkpoints.classifier]
@@ -243,7 +243,7 @@ def test_other_elements_of_unknown_type_are_refused(checkpoints: Checkpoints, el
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Embed("model", pooling="mena"), "pooling is 'mena'"),
+        (lambda: Embed("model", pooling="mena"), "`pooling` is 'mena'"),
         (lambda: Embed("model", dimensions=0), "`dimensions` must be a whole number .*, not 0"),
         (lambda: Embed("model", device="gpu"), "`device` is 'gpu'"),
         (lambda: Embed("model", dtype="int4"), "`dtype` is 'int4'"),
