@@ -1,7 +1,7 @@
-"""Openers of an output in other libraries, one a function; run as a script it opens one folder with one of them.
+"""Openers of an output in other libraries, one a function; run as a script it opens folders with one of them.
 
 It imports nothing of the project, so that an environment with other libraries can run it:
-``python opening.py READER PATH [FORMAT]`` prints a JSON object with version, rows, ids and vectors.
+``python opening.py READER PATH...``.
 """
 
 from __future__ import annotations
@@ -127,6 +127,16 @@ def open_with(reader: str, path: str) -> Rows:
     return READERS[reader](path)
 
 
+def main(reader: str, *paths: str) -> None:
+    """Prints a JSON object: version, and for each path its rows or the text of its error."""
+    found: dict[str, Rows | str] = {}
+    for path in paths:
+        try:
+            found[path] = open_with(reader, path)
+        except Exception as error:
+            found[path] = f"{type(error).__name__}: {error}"
+    print("\n" + json.dumps({"version": version(DISTRIBUTIONS[reader]), "found": found}))  # noqa: T201
+
+
 if __name__ == "__main__":
-    name, where = sys.argv[1:]
-    print("\n" + json.dumps({"version": version(DISTRIBUTIONS[name]), "rows": open_with(name, where)}))  # noqa: T201
+    main(*sys.argv[1:])

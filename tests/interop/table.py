@@ -10,15 +10,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
 from distilbeam.transforms.output.commit import commit
 from distilbeam.transforms.output.shards import ShardSettings
-from tests.interop.opening import APART, DISTRIBUTIONS, READERS, Rows, open_with
+from tests.interop.opening import APART, READERS, Rows
 from tests.plans import Plan
 
-__all__ = ["CASES", "NO_GLOBS", "REFUSED", "WAYS", "open_apart"]
+__all__ = ["CASES", "NO_GLOBS", "REFUSED", "WAYS", "make", "open_apart"]
 
 CASES = {
     "float32": ("float32", "fixed", False),
@@ -37,26 +37,37 @@ REFUSED = {("Spark", "float16")}
 NO_GLOBS = ("pandas", "pyarrow")
 """Readers that take folders alone."""
 
-_SECONDS = 300
+_SECONDS = 900
 
 
-def open_apart(python: str, reader: str, path: str) -> tuple[str, Rows] | str:
-    """Version and rows of a reader in another environment, or the last line of its error.
+def open_apart(python: str, reader: str, paths: Sequence[str]) -> tuple[str, dict[str, Rows | str]]:
+    """Version of a reader in another environment, and for each path its rows or the text of its error.
 
     Args:
         python: the interpreter of that environment.
         reader: a key of ``APART``.
-        path: a folder or a glob.
+        paths: folders or globs.
     """
     script = str(Path(__file__).with_name("opening.py"))
     done = subprocess.run(
-        [python, script, reader, path], capture_output=True, text=True, timeout=_SECONDS, check=False, cwd="/"
+        [python, script, reader, *paths], capture_output=True, text=True, timeout=_SECONDS, check=False, cwd="/"
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "Error" in line or "Exception" in line]
-        return " ".join(lines) or done.stderr or f"exit code {done.returncode}"
-    found = json.loads(done.stdout.splitlines()[-1])
-    return found["version"], [(key, vector) for key, vector in found["rows"]]
+        return "", dict.fromkeys(paths, done.stderr or f"exit code {done.returncode}")
+    told = json.loads(done.stdout.splitlines()[-1])
+    rows = {
+        path: each if isinstance(each, str) else [(key, vector) for key, vector in each]
+        for path, each in told["found"].items()
+    }
+    return told["version"], rows
+
+
+def make(folder: str | Path, kind: str) -> Rows:
+    """Writes an output of a kind of vectors, with rejects and several shards, and gives its rows."""
+    dtype, vector_type, nulls = CASES[kind]
+    plan = Plan(dtype=dtype, nulls=nulls)
+    commit(str(folder), plan.write_all(folder, ShardSettings(vector_type=vector_type, max_bytes=9000)))
+    return [(row["id"], row["embedding"]) for row in plan.rows]
 
 
 def main() -> int:
@@ -67,35 +78,23 @@ def main() -> int:
     print("| reader | " + " | ".join(f"{kind}, {way}" for kind, way in cells) + " |")  # noqa: T201
     print("|---" * (len(cells) + 1) + "|")  # noqa: T201
     with tempfile.TemporaryDirectory() as folder:
-        expected: dict[str, Rows] = {}
-        for kind, (dtype, vector_type, nulls) in CASES.items():
-            plan = Plan(dtype=dtype, nulls=nulls)
-            output = f"{folder}/{kind}"
-            commit(output, plan.write_all(output, ShardSettings(vector_type=vector_type, max_bytes=9000)))
-            expected[kind] = [(row["id"], row["embedding"]) for row in plan.rows]
+        expected = {kind: make(f"{folder}/{kind}", kind) for kind in CASES}
+        paths = {(kind, way): f"{folder}/{kind}/features{WAYS[way]}" for kind, way in cells}
         for reader in READERS:
             if reader in APART and not python:
                 print(f"| {reader} | not installed |")  # noqa: T201
                 continue
-            name, row = reader, []
-            for kind, way in cells:
-                path = f"{folder}/{kind}/features{WAYS[way]}"
-                try:
-                    found = (
-                        open_apart(python, reader, path)
-                        if reader in APART
-                        else (version(DISTRIBUTIONS[reader]), open_with(reader, path))
-                    )
-                except Exception as error:
-                    found = type(error).__name__
-                if isinstance(found, str):
+            number, found = open_apart(python if reader in APART else sys.executable, reader, list(paths.values()))
+            row = []
+            for (kind, way), path in paths.items():
+                rows = found[path]
+                if isinstance(rows, str):
                     row.append("no globs" if reader in NO_GLOBS and way == "glob" else "refused")
-                    print(f"{reader}, {kind}, {way}: {found[:300]}", file=sys.stderr)  # noqa: T201
+                    sys.stderr.write(f"{reader}, {kind}, {way}: {rows[:300]}\n")
                 else:
-                    name = f"{reader} {found[0]}"
-                    row.append(f"{len(found[1])} rows" if found[1] == expected[kind] else "OTHER ROWS")
+                    row.append(f"{len(rows)} rows" if rows == expected[kind] else "OTHER ROWS")
                 wrong += row[-1] == "OTHER ROWS"
-            print(f"| {name} | " + " | ".join(row) + " |", flush=True)  # noqa: T201
+            print(f"| {reader} {number} | " + " | ".join(row) + " |", flush=True)  # noqa: T201
     return int(wrong > 0)
 
 
