@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .inspection import Inspection, inspect
-    from .job import Summary, classify, embed, featurize, run, tokenize
+    from .job import Preview, Summary, classify, embed, featurize, run, tokenize
 
-__all__ = ["Inspection", "Summary", "classify", "embed", "featurize", "inspect", "run", "tokenize"]
+__all__ = ["Inspection", "Preview", "Summary", "classify", "embed", "featurize", "inspect", "run", "tokenize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ PUBLIC = {
     ],
     "distilbeam.pipelines": [
         "Inspection",
+        "Preview",
         "Summary",
         "classify",
         "embed",
