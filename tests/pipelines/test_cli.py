@@ -69,7 +69,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["--runner=DataflowRunner"], 2, "project"),
         (["--input", "https://example.invalid/a.csv"], 2, "https"),
         (["--max-rejects", "1"], 1, "2 of the first 302"),
-        (["--max-rejects", "0.5%"], 1, "2 of 302"),
+        (["--max-rejects", "0.5%"], 1, "more than the 0.5% that --max-rejects"),
     ],
 )
 def test_wrong_input_is_one_sentence_with_an_exit_code(
