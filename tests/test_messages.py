@@ -29,7 +29,9 @@ def settings() -> set[str]:
 
 def all_names() -> set[str]:
     """Settings of the jobs and of all public transforms."""
-    taken = {name for each in transforms.__all__ for name in inspect.signature(getattr(transforms, each)).parameters}
+    public = [getattr(transforms, name) for name in transforms.__all__]
+    kinds = [kind for kind in public if not issubclass(kind, Exception)]
+    taken = {name for kind in kinds for name in inspect.signature(kind).parameters}
     return taken | {*spellings(), *job.run.__kwdefaults__}
 
 
