@@ -93,7 +93,7 @@ def _encode(batch: pa.RecordBatch, format: str) -> None:
     if format == "jsonl":
         to_jsonl(batch)
     elif batch.num_rows:
-        # Arrow would write a null list of fixed size as a list of nulls where the column allows no null.
+        # Arrow would write a null list as an empty one, or as a list of nulls, where the column allows no null.
         if any(column.null_count and not field.nullable for field, column in zip(batch.schema, batch, strict=True)):
             raise pa.ArrowInvalid("a null where none is allowed")
         pq.write_table(pa.table(batch), pa.MockOutputStream(), compression="none", use_dictionary=False)
