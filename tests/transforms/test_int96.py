@@ -74,6 +74,32 @@ def test_nanoseconds_are_kept_or_refused(tmp_path: Path, nanoseconds: int) -> No
     assert found["at"].combine_chunks().equals(column)
 
 
+DIGITS = pa.array([1, 1_714_979_289_123_456_789, None], pa.timestamp("ns"))
+
+
+@pytest.mark.parametrize("keep", [["m.at"], ["m.b", "m.at"], ["m.deep.at"], ["m", "m.at"]])
+def test_fields_of_structs_keep_their_digits_or_are_refused(tmp_path: Path, keep: list[str]) -> None:
+    inner = pa.StructArray.from_arrays([DIGITS], ["at"])
+    struct = pa.StructArray.from_arrays([DIGITS, pa.array([1, 2, 3]), inner], ["at", "b", "deep"])
+    pq.write_table(
+        pa.table({"text": ["t"] * 3, "m": struct}), tmp_path / "a.parquet", use_deprecated_int96_timestamps=True
+    )
+    said = keep[0] if keep[0] != "m.b" else "m.at"
+    with pytest.raises(InputError, match=rf"column '{said}' holds a time with nanoseconds"):
+        read(tmp_path, keep=keep)
+    types = {name: DIGITS.type if name.endswith("at") else struct.type for name in keep if name != "m.b"}
+    found = read(tmp_path, keep=keep, types=types)
+    assert found[keep[-1]].combine_chunks().equals(DIGITS)
+
+
+def test_fields_of_structs_are_not_read_for_the_times_of_others(tmp_path: Path) -> None:
+    struct = pa.StructArray.from_arrays([DIGITS, pa.array([1, 2, 3])], ["at", "b"])
+    pq.write_table(
+        pa.table({"text": ["t"] * 3, "m": struct}), tmp_path / "a.parquet", use_deprecated_int96_timestamps=True
+    )
+    assert read(tmp_path, keep=["m.b"])["m.b"].to_pylist() == [1, 2, 3]
+
+
 @pytest.mark.parametrize("at", FAR[:2])
 def test_years_that_nanoseconds_cannot_tell_are_refused_where_these_are_asked_for(tmp_path: Path, at: Any) -> None:
     write(tmp_path / "a.parquet", pa.array([*NEAR, at], US))

@@ -373,6 +373,8 @@ OLD_PARQUET = parquet(id=["a"], text=["t"], n=pa.array([1], pa.int64()), x=pa.ar
         ("jsonl", OLD_LINES, b"", {}),
         ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], n=pa.array([7], pa.int16())), {"n": 7, "x": None}),
         ("parquet", OLD_PARQUET, parquet(x=pa.array([1], pa.int32()), text=["t"], id=["b"]), {"n": None, "x": 1.0}),
+        ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], n=[2.0]), {"n": 2, "x": None}),
+        ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], n=[1.5]), {}),  # a reject, since it is no integer
         ("csv", b"id,text,n\na,t,1\n", b"text,id\nt,b\n", {"n": None}),
     ],
 )
@@ -400,7 +402,7 @@ def test_new_files_are_read_into_the_columns_of_before(name: str, old: bytes, ne
         ("jsonl", OLD_LINES, lines({"id": "b", "text": "t", "n": 1.5}), "'n' is int64 in the output, but double"),
         ("jsonl", OLD_LINES, lines({"id": "b", "text": "t", "deep": {"m": 1}}), "column 'deep' is struct"),
         ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], n=["1"]), "'n' is int64 in the output, but string"),
-        ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], n=[1.0]), "'n' is int64 in the output, but double"),
+        ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], n=[True]), "'n' is int64 in the output, but bool"),
         ("parquet", OLD_PARQUET, parquet(id=["b"], text=[1]), "column 'text' is string in the output, but int64"),
         ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], more=[1]), "b.parquet' has a column 'more' that the"),
         ("csv", b"id,text,n\na,t,1\n", b"id,text,n,more\nb,t,1,2\n", "b.csv' has a column 'more' that the"),

@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from .containers import buffered, open_container, read_container
 from .decoding import Damaged, Source, Times, allowance, int96_columns, look, open_file, read_rows
+from .nested import roots
 
 with contextlib.suppress(ImportError):  # on Windows the other end refuses to start this process
     import fcntl
@@ -101,7 +102,7 @@ class _Worker:
             return
         self._limit(request["memory"] + allowance(file.metadata, request["columns"], size))
         times = None
-        if int96_columns(file).intersection(request["columns"]):
+        if int96_columns(file).intersection(roots(file.schema_arrow, request["columns"])):
             exact = open_file(Source(fetch, size), size, request["buffer"], "ns")
             times = Times(exact, request["columns"], request["nanoseconds"])
         read_rows(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .column_types import holds
 from .fitting import leaves
 from .nested import find_path, roots
 
@@ -259,14 +260,23 @@ class Times:
 
     Args:
         file: the file, opened with nanoseconds.
-        columns: the columns to read.
-        fine: those of them that are wanted in nanoseconds.
+        columns: the columns to read, or paths into their structs.
+        fine: those of them that are wanted in nanoseconds; other times of the same struct come along in these.
     """
 
     def __init__(self, file: pq.ParquetFile, columns: Collection[str], fine: Collection[str]):
+        schema = file.schema_arrow
+        stored = int96_columns(file)
         self._file = file
-        self._fine = frozenset(fine)
-        self._columns = [name for name in columns if name in int96_columns(file)]
+        self._fine = frozenset(roots(schema, fine))
+        self._columns = [name for name in columns if stored.intersection(roots(schema, [name]))]
+        self._tops = roots(schema, self._columns)
+        # Messages name a column as it was asked for: the first one of the struct that has times.
+        self._said = {
+            roots(schema, [name])[0]: name
+            for name in reversed(self._columns)
+            if name in stored or ((found := find_path(schema, name)) and holds(found[1], pa.types.is_timestamp))
+        }
 
     def checker(self, index: int, rows: int) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
         """What gives each batch of a row group, decoded in microseconds and in order, the times as they are wanted."""
@@ -279,7 +289,7 @@ class Times:
                 held.append(next(batches))
             exact = pa.concat_batches(held) if len(held) > 1 else held[0]
             held = [exact.slice(batch.num_rows)] if exact.num_rows > batch.num_rows else []
-            for name in self._columns:
+            for name in self._tops:
                 at = batch.schema.get_field_index(name)
                 column = self._agreed(name, batch.column(at), exact.column(name).slice(0, batch.num_rows))
                 batch = batch.set_column(at, pa.field(name, column.type), column)
@@ -288,6 +298,7 @@ class Times:
         return check
 
     def _agreed(self, name: str, coarse: pa.Array, exact: pa.Array) -> pa.Array:
+        said = self._said.get(name, name)
         times = [pair for pair in leaves(coarse, exact) if pair[0].type != pair[1].type]
         if name in self._fine:
             try:
@@ -295,13 +306,13 @@ class Times:
                     micros.cast(nanos.type)
             except pa.ArrowInvalid:
                 raise Damaged(
-                    f"column {name!r} holds a time outside of the years 1677 to 2262, which nanoseconds cannot tell; "
+                    f"column {said!r} holds a time outside of the years 1677 to 2262, which nanoseconds cannot tell; "
                     "give the column a type of microseconds with `types`"
                 ) from None
             return exact
         if not all(micros.cast(nanos.type, safe=False).equals(nanos) for micros, nanos in times):  # both wrap alike
             raise Damaged(
-                f"column {name!r} holds a time with nanoseconds, which microseconds would lose; give the column a "
+                f"column {said!r} holds a time with nanoseconds, which microseconds would lose; give the column a "
                 "type of nanoseconds with `types`"
             )
         return coarse
