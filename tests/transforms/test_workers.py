@@ -64,7 +64,9 @@ TIMES = [0.5, 3.0, 9.999, 10.0, 47.25, 12.0, 1.0, 31.5]
 
 
 @pytest.mark.parametrize("limit", [4096, 3])
-@pytest.mark.parametrize("windows", [None, FixedWindows(10), SlidingWindows(20, 5), Sessions(4)], ids=str)
+@pytest.mark.parametrize(
+    "windows", [None, FixedWindows(10), SlidingWindows(20, 5), Sessions(4)], ids=lambda windows: type(windows).__name__
+)
 def test_rows_keep_their_time_and_their_windows(
     tokenize: Callable[..., Tokenize], monkeypatch: pytest.MonkeyPatch, windows: Any, limit: int
 ) -> None:

@@ -105,7 +105,11 @@ def _lacking(folder: Path, vocabulary: list[str], lowercase: bool) -> None:
 KINDS: list[Callable[[Path, list[str], bool], None]] = [_json, _decoder, _numbers, _lacking]
 
 
-@pytest.fixture(scope="module", params=[(kind, lower) for kind in KINDS for lower in (True, False)], ids=str)
+def _named(kind: tuple[Callable[..., None], bool]) -> str:
+    return f"{kind[0].__name__.lstrip('_')}-{'uncased' if kind[1] else 'cased'}"
+
+
+@pytest.fixture(scope="module", params=[(kind, lower) for kind in KINDS for lower in (True, False)], ids=_named)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[WordPieceTokenizer, Any]:
     kind, lowercase = request.param
     folder = tmp_path_factory.mktemp("added")
