@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["html_of_inspection", "html_of_lines", "html_of_preview", "html_of_summary"]
 
 _CUT = 300  # characters of a value
-_CELL = "text-align:left;vertical-align:top;max-width:60em;overflow-wrap:anywhere"
+_CELL = "text-align:left;vertical-align:top;max-width:60em;overflow-wrap:break-word"
 
 
 def html_of_summary(summary: Summary) -> str:

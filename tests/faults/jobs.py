@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,14 @@ def _text(chance: random.Random) -> str:
 
 
 def embed(source: str | Path, output: str | Path, *more: str, model: str | Path = MODEL) -> list[str]:
-    """Arguments of a job that embeds in fp32, in many splits."""
+    """Arguments of a job that embeds in fp32, in many splits; of a folder the files of both formats."""
+    inputs = [str(source)]
+    if not Path(source).suffix:
+        inputs = [f"{source}/*.{format}" for format in ("jsonl", "parquet")]
+        if "://" not in str(source):
+            inputs = [path for path in inputs if glob(path)] or [str(source)]
     return [
-        *("embed", "--model", str(model), "--input", str(source), "--output", str(output), "--id", "id"),
+        *("embed", "--model", str(model), "--input", *inputs, "--output", str(output), "--id", "id"),
         *("--dtype", "float32", "--split-bytes", "2000", "--progress", "none", "--quiet"),
         *("--max-rejects", "50%", *more),
     ]
