@@ -90,6 +90,7 @@ def test_every_format_gives_the_same_features(tmp_path: Path, tiny: str, distilb
         np.testing.assert_allclose(vectors(found), vectors(tables[0]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_s3_gives_the_same_features_as_the_local_disk(
     tmp_path: Path, tiny: str, distilbeam: Callable[..., Any], s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,16 +56,16 @@ class Days:
         """Each day's rows that a model must see, and what the command line says of the files."""
         self.put("monday/a", a1="the first", a2="a second one")
         self.put("monday/b", b1="another file", b2="with rows of its own", b3="three of them")
-        yield 5, "files: 0 kept, 2 added, 0 replaced, 0 removed"
+        yield 5, "files: 0 unchanged, 2 added, 0 replaced, 0 removed"
         self.put("tuesday/c", c1="new on tuesday", c2="and so is this")
-        yield 2, "files: 2 kept, 1 added, 0 replaced, 0 removed"
+        yield 2, "files: 2 unchanged, 1 added, 0 replaced, 0 removed"
         self.put("monday/a", a1="the first, changed", a3="and one that is new")  # changed
         self.put("tuesday/c", **self.files["tuesday/c"])  # touched, but equal
-        yield 4, "files: 1 kept, 0 added, 2 replaced, 0 removed"
-        yield 0, "files: 3 kept, 0 added, 0 replaced, 0 removed"
+        yield 4, "files: 1 unchanged, 0 added, 2 replaced, 0 removed"
+        yield 0, "files: 3 unchanged, 0 added, 0 replaced, 0 removed"
         self.remove("monday/b")
         self.put("friday/d", d1="a last file")
-        yield 1, "files: 2 kept, 1 added, 0 replaced, 1 removed"
+        yield 1, "files: 2 unchanged, 1 added, 0 replaced, 1 removed"
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_five_days_with_a_folder_each(
             (tmp_path / f"day-{day - 2}").rename(tmp_path / f"away-{day - 2}")
         looked = inspect(str(tmp_path / f"day-{day}"))
         assert (looked.rows, looked.files) == (rows, len(days.files))
-        assert looked.covered == int(re.findall(r"files: (\d) kept", told)[0])
+        assert looked.covered == int(re.findall(r"files: (\d) unchanged", told)[0])
     distilbeam(*arguments, tmp_path / "fresh")
     fresh = vectors(tmp_path / "fresh")
     # Rows that have gone from the input are still in the folders of days before.
@@ -182,7 +182,7 @@ def test_a_day_that_is_killed_goes_on_the_next(tmp_path: Path, tiny: str, distil
     assert {path.name: path.read_bytes() for path in out.glob("features/*.parquet")} == kept
     days.put("new-99", z="came after the kill")
     done = distilbeam(*arguments, out, "--incremental")
-    assert "files: 1 kept, 13 added, 0 replaced, 1 removed" in done.stdout + done.stderr
+    assert "files: 1 unchanged, 13 added, 0 replaced, 1 removed" in done.stdout + done.stderr
     manifest = json.loads((out / "_distilbeam" / "manifest.json").read_text())
     assert staged <= {split["split"] for split in manifest["splits"]}
     assert not staging.exists()
@@ -192,6 +192,7 @@ def test_a_day_that_is_killed_goes_on_the_next(tmp_path: Path, tiny: str, distil
     assert same(found, vectors(tmp_path / "fresh"))
 
 
+@pytest.mark.slow
 def test_changed_settings(tmp_path: Path, tiny: str, distilbeam: Callable[..., Any], passed: list[int]) -> None:
     days = Days(tmp_path / "in")
     days.put("a", a1="one", a2="two and some more")
@@ -211,6 +212,7 @@ def test_changed_settings(tmp_path: Path, tiny: str, distilbeam: Callable[..., A
     assert "--if-changed is 'overwrite', but the job goes on from nothing" in refused.stderr
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_name(
     tmp_path: Path, tiny: str, distilbeam: Callable[..., Any], passed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +246,7 @@ def test_other_weights_under_the_same_name(
     assert vectors(out).keys() == {"a1", "a2", "b1"}
     monkeypatch.setattr(Engine, "__init__", lambda *_: pytest.fail("the model was loaded, with nothing to compute"))
     done = day("--if-changed", "overwrite")
-    assert "files: 2 kept, 0 added, 0 replaced, 0 removed" in done.stdout
+    assert "files: 2 unchanged, 0 added, 0 replaced, 0 removed" in done.stdout
     assert "splits: 2 kept, 0 added, 0 removed" in done.stdout
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distilbeam.pipelines import embed
-from distilbeam.transforms import inference
+from distilbeam.transforms import workers
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 THREADS = ("--direct_running_mode=multi_threading", "--direct_num_workers=3")
@@ -34,12 +34,12 @@ def test_threads_write_what_one_thread_writes(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "in.jsonl").write_bytes(b"".join([*lines[:150], b"{broken\n", *lines[150:], b'{"text": 3}\n']))
     expected = run(tmp_path, "one")
     assert len(expected) > 6
-    featurize, calls, both = inference.featurize, itertools.count(), threading.Barrier(2)
+    featurize, calls, both = workers.featurize_with_failures, itertools.count(), threading.Barrier(2)
 
     def together(*arguments: Any) -> Any:
         if next(calls) < 2:
             both.wait(60)  # fails unless another thread comes here meanwhile
         return featurize(*arguments)
 
-    monkeypatch.setattr(inference, "featurize", together)
+    monkeypatch.setattr(workers, "featurize_with_failures", together)
     assert run(tmp_path, "three", *THREADS) == expected

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +85,10 @@ def embed(source: str | Path, output: str | Path, *more: str, model: str | Path 
     """Arguments of a job that embeds in fp32, in many splits; of a folder the files of both formats."""
     inputs = [str(source)]
     if not Path(source).suffix:
-        inputs = [f"{source}/*.{format}" for format in ("jsonl", "parquet")]
+        patterns = ["*.jsonl", "*.parquet"]
         if "://" not in str(source):
-            inputs = [path for path in inputs if glob(path)] or [str(source)]
+            patterns = [pattern for pattern in patterns if next(Path(source).glob(pattern), None)]
+        inputs = [f"{source}/{pattern}" for pattern in patterns] or [str(source)]
     return [
         *("embed", "--model", str(model), "--input", *inputs, "--output", str(output), "--id", "id"),
         *("--dtype", "float32", "--split-bytes", "2000", "--progress", "none", "--quiet"),

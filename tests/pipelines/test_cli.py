@@ -224,6 +224,7 @@ def test_functions_take_every_bound(model: str, corpus: str, tmp_path: Path) -> 
     assert metadata.row_group(0).column(0).compression == "SNAPPY"
 
 
+@pytest.mark.slow
 def test_what_runs_in_other_processes_is_not_watched_in_this_one(
     model: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +389,7 @@ def stop(command: list[str], out: Path, number: int) -> tuple[int, str]:
     return running.returncode, err
 
 
+@pytest.mark.slow
 def test_a_stopped_job_leaves_nothing_visible_and_goes_on_where_it_was(
     model: str, long_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -418,6 +420,7 @@ def test_a_terminated_job_leaves_nothing_visible(model: str, long_corpus: Path, 
     assert visible(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_with_rows_and_speed(model: str, long_corpus: Path, tmp_path: Path) -> None:
     command = job("embed", model, str(long_corpus / "0.jsonl"), tmp_path / "out", "--token-budget", "64")
     ours, theirs = pty.openpty()

@@ -77,7 +77,7 @@ def test_an_error_that_is_its_own_cause_ends() -> None:
         (137, r"was killed \(SIGKILL\)"),
         (-11, r"a worker has died \(SIGSEGV\); run again"),
         (134, r"a worker has died \(SIGABRT\); run again"),
-        (EXIT_CODE, "made no progress for the time of stall_timeout; run again .* sets that text aside"),
+        (EXIT_CODE, "made no progress for the time of `stall_timeout`; run again .* sets that text aside"),
         (3, r"a worker has died \(code 3\); run again"),
     ],
 )

@@ -36,6 +36,7 @@ def told(cell: Any) -> str:
     return re.sub(r"\x1b\[[\d;]*m", "", "\n".join(parts)).strip()
 
 
+@pytest.mark.slow
 def test_a_notebook_runs_jobs_and_pipelines(tmp_path: Path) -> None:
     names = {
         "MODEL": str(ROOT / "examples" / "distilbert-tiny-sst2"),

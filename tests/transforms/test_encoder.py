@@ -277,6 +277,7 @@ def test_threads_share_one_model(checkpoints: Checkpoints, monkeypatch: pytest.M
         np.testing.assert_array_equal(vectors, found[0])
 
 
+@pytest.mark.slow
 def test_nothing_of_torch_is_imported_before_the_model_runs(checkpoints: Checkpoints) -> None:
     code = (
         "import sys\n"

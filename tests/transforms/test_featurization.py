@@ -203,10 +203,13 @@ def test_a_batch_without_provenance_gets_none(encoder: Encoder) -> None:
     assert result.schema.metadata == {b"theirs": b"kept"}
 
 
-def test_a_finished_batch_is_untouched_and_needs_no_model(checkpoints: Checkpoints) -> None:
+def test_a_finished_batch_gets_empty_columns_and_needs_no_model(checkpoints: Checkpoints) -> None:
     encoder = Encoder.load(checkpoints.three_classes, device="cuda:99")
     batch = documents([], replace(PROVENANCE, finished=True, last=True))
-    assert featurize(batch, EVERYTHING, encoder) is batch
+    result = featurize(batch, EVERYTHING, encoder)
+    assert result.schema.names == [*batch.schema.names, *EVERYTHING.columns]
+    assert result.num_rows == 0
+    assert Provenance.of(result) == Provenance.of(batch)
     assert encoder._engine is None
 
 
@@ -405,7 +408,7 @@ def test_a_zero_vector_stays_zero() -> None:
         ({"features": ("embeddings",)}, "`features` is 'embeddings'; it must be one of embedding, label"),
         ({"features": ()}, "name at least one of embedding"),
         ({"features": ("label", "label")}, "each once"),
-        ({"pooling": "mena"}, "pooling is 'mena'; it must be one of mean, cls, max"),
+        ({"pooling": "mena"}, "`pooling` is 'mena'; it must be one of mean, cls, max"),
         ({"embedding_dtype": "int8"}, "`embedding_dtype` is 'int8'; it must be one of float32, float16"),
         ({"dimensions": 0}, "`dimensions` must be a whole number from 1 to \\d+, not 0"),
         ({"max_length": 2}, "`max_length` must be a whole number from 3 to \\d+, not 2"),

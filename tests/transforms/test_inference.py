@@ -311,6 +311,7 @@ def test_the_order_of_batches_does_not_matter(checkpoints: Checkpoints) -> None:
         assert provenance_of.equals(other, check_metadata=True)
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_built_without_torch(checkpoints: Checkpoints) -> None:
     code = (
         "import sys\n"

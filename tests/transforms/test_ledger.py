@@ -312,6 +312,7 @@ def ids_of_day(folder: Folder) -> list[str]:
     return ids(f"{ROOT}/day-1")
 
 
+@pytest.mark.slow
 def test_days_on_s3(tmp_path: Path) -> None:
     with s3_bucket() as bucket:
         folder = Folder(f"{bucket}/in")

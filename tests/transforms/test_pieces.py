@@ -104,6 +104,7 @@ def test_each_commit_has_pieces_of_its_own(output: str, plan: Plan, small: None,
     assert load_manifest(output).commit == 3
 
 
+@pytest.mark.slow
 def test_a_commit_with_pieces_may_die_anywhere(output: str, plan: Plan, small: None) -> None:
     """It replaces another output, which has pieces too; every other call to the store is the last one."""
     old, new = Plan(lines=13), plan

@@ -25,7 +25,15 @@ from distilbeam.transforms.input.reading import read_split
 from distilbeam.transforms.storage import filesystems, retries, stores
 
 FOLDER = "memory://sandboxed"
-ROWS = {"what": "rows", "columns": ["text"], "start": 0, "stop": None, "batch_rows": 100, "batch_bytes": 1 << 20}
+ROWS = {
+    "what": "rows",
+    "format": "parquet",
+    "columns": ["text"],
+    "start": 0,
+    "stop": None,
+    "batch_rows": 100,
+    "batch_bytes": 1 << 20,
+}
 
 
 @pytest.fixture

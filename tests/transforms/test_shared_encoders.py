@@ -35,6 +35,7 @@ def test_a_model_goes_with_the_last_who_uses_it(checkpoints: Checkpoints) -> Non
     assert not Encoder._opening
 
 
+@pytest.mark.slow
 def test_jobs_leave_no_model(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[weakref.ref[Any]] = []
     create = Encoder.__init__

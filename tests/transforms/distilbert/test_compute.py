@@ -32,19 +32,21 @@ def test_auto_takes_cuda_where_it_is(monkeypatch: pytest.MonkeyPatch, capability
     compute = choose_compute()
     assert (compute.device, compute.dtype) == ("cuda", dtype)
     assert choose_compute("cuda:1", "float32").device == "cuda:1"
-    with pytest.raises(SettingsError, match="'cuda:2' is not here: this worker has 2 CUDA devices"):
+    with pytest.raises(SettingsError, match="device='cuda:2'` is not here: this worker has 2 CUDA devices"):
         choose_compute("cuda:2")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
 def test_cuda_is_not_replaced_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingsError, match=f"'{device}' is not here: this worker has 0 CUDA devices; use 'cpu'"):
+    with pytest.raises(
+        SettingsError, match=f"device='{device}'` is not here: this worker has 0 CUDA devices; use 'cpu'"
+    ):
         choose_compute(device)
 
 
 def test_float16_is_refused_on_the_cpu() -> None:
-    with pytest.raises(SettingsError, match="'float16' needs a CUDA device; use 'bfloat16' or 'float32'"):
+    with pytest.raises(SettingsError, match="dtype='float16'` needs a CUDA device; use 'bfloat16' or 'float32'"):
         choose_compute("cpu", "float16")
 
 
@@ -62,5 +64,7 @@ def test_int8_is_refused_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> 
         raise NotImplementedError
 
     monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", missing)
-    with pytest.raises(SettingsError, match="'int8' needs an x86-64 CPU with AVX2 and torch with oneDNN; use 'auto'"):
+    with pytest.raises(
+        SettingsError, match="dtype='int8'` needs an x86-64 CPU with AVX2 and torch with oneDNN; use 'auto'"
+    ):
         choose_compute("cpu", "int8")
