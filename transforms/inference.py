@@ -166,11 +166,11 @@ class Featurize(beam.PTransform):
             for sentence in checkpoint.unheeded:
                 _log.warning("%s", sentence)
         kind = documents.element_type
-        settings = self.model, self.engine, self.spec, self.stall_timeout, self._apart
+        settings = self.model, self.engine, self.spec, self.stall_timeout, self._apart, self.job
         computing: beam.DoFn
         result: Any
         if isinstance(kind, type) and kind is not object and issubclass(pa.RecordBatch, kind):
-            computing, result = FeaturizeBatches(*settings, self.job), pa.RecordBatch
+            computing, result = FeaturizeBatches(*settings), pa.RecordBatch
         else:
             columns = self.spec.text or ("text",)
             names, result = self._rows(kind, columns)

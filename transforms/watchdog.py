@@ -41,7 +41,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._works: dict[int, _Work] = {}
-        self._blames: dict[int, Callable[[], None]] = {}
+        self._blames: dict[object, tuple[int, Callable[[], None]]] = {}  # by block, the newest last
         self._listener: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
         self._looked = 0.0
@@ -58,7 +58,7 @@ class Watchdog:
         thread = threading.get_ident()
         outer = self._works.get(thread)
         if seconds:
-            self._works[thread] = _Work(what, seconds, time.monotonic(), self._blames.get(thread))
+            self._works[thread] = _Work(what, seconds, time.monotonic(), self._blamed(thread))
             self._start()
         try:
             yield
@@ -71,17 +71,21 @@ class Watchdog:
 
     @contextmanager
     def blaming(self, blame: Callable[[], None]) -> Iterator[None]:
-        """Have a function called before the process is ended for what this thread does inside the block."""
-        thread = threading.get_ident()
-        outer = self._blames.get(thread)
-        self._blames[thread] = blame
+        """Have a function called before the process is ended for what this thread does inside the block.
+
+        The block may hold the ``yield`` of a generator, and so end at any time and in any thread, when that is closed.
+        """
+        block = object()
+        self._blames[block] = threading.get_ident(), blame
         try:
             yield
         finally:
-            if outer is not None:
-                self._blames[thread] = outer
-            else:
-                self._blames.pop(thread, None)
+            del self._blames[block]
+
+    def _blamed(self, thread: int) -> Callable[[], None] | None:
+        """What the newest block of a thread has called."""
+        blames = self._blames.copy().values()  # in one step, while other threads begin and end theirs
+        return next((blame for owner, blame in reversed(blames) if owner == thread), None)
 
     def inherited(self) -> Callable[[], AbstractContextManager[None]]:
         """What watches another thread that does a part of this one's work, to be entered there."""

@@ -183,10 +183,11 @@ class FeaturizeRows(_Worker):
         spec: FeatureSpec,
         stall_timeout: float,
         apart: bool,
+        job: str,
         columns: tuple[str, ...],
         names: tuple[str, ...] | None,
     ) -> None:
-        super().__init__(model, engine, spec, stall_timeout, apart)
+        super().__init__(model, engine, spec, stall_timeout, apart, job)
         self._columns = columns
         self._names = names
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 
 import pytest
 
@@ -181,3 +182,27 @@ def test_who_is_to_blame_is_told_before_the_process_ends() -> None:
     done = run(code)
     assert done.returncode == EXIT_CODE, done.stderr
     assert done.stdout == "split 7\n"
+
+
+def test_a_generator_that_is_closed_late_or_elsewhere_takes_no_others_blame_away(clock: Clock) -> None:
+    watchdog, blamed = clock.watchdog, list[str]()
+
+    def of_split(name: str) -> Generator[None, None, None]:
+        with watchdog.blaming(lambda: blamed.append(name)):
+            yield
+
+    def ask() -> None:
+        with watchdog.watch("work", 4):
+            blame = watchdog._works[threading.get_ident()].blame
+            blamed.append("nobody") if blame is None else blame()
+
+    left, going_on = of_split("left"), of_split("going on")
+    next(left)
+    next(going_on)
+    other = threading.Thread(target=left.close)
+    other.start()
+    other.join()
+    ask()
+    going_on.close()
+    ask()
+    assert blamed == ["going on", "nobody"]

@@ -16,6 +16,7 @@ from apache_beam.transforms.window import FixedWindows, IntervalWindow, Sessions
 
 from distilbeam.transforms import Encoder, Tokenize, workers
 from distilbeam.transforms.errors import SettingsError
+from distilbeam.transforms.metrics import Live, named
 from tests.checkpoints import Checkpoints
 
 TEXTS = ["the cat sat", "good film!", "bad", "naïve café", "", "the " * 40]
@@ -139,6 +140,18 @@ def test_dicts_come_back_as_dicts(tokenize: Callable[..., Tokenize], ids: list[l
         found = p | beam.Create(elements)
         found = found if kind is None else found | beam.Map(lambda row: row).with_output_types(kind)
         assert_that(found | tokenize(prefix="t_") | beam.Reshuffle(), equal_to(expected))
+
+
+def test_rows_are_counted_for_their_job(tokenize: Callable[..., Tokenize], ids: list[list[int]]) -> None:
+    live = Live()
+    with named(live) as job:
+        transform = tokenize()
+        transform.job = job
+        with pipeline() as p:
+            _ = p | beam.Create([{"text": text} for text in TEXTS]) | transform
+    counts = live.read()
+    assert (counts["rows"], counts["tokens"]) == (len(TEXTS), sum(map(len, ids)))
+    assert counts["read_bytes"] == sum(len(text.encode()) for text in TEXTS)
 
 
 def test_rows_of_unknown_fields(tokenize: Callable[..., Tokenize], ids: list[list[int]]) -> None:

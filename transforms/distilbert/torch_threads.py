@@ -13,6 +13,7 @@ __all__ = ["host_threads", "torch_threads"]
 _lock = threading.Lock()
 _working = 0  # how many are inside ``torch_threads``
 _host = 0  # what was set before the first of them came
+_mine = threading.local()  # ``count`` of the innermost block that this thread is in
 
 
 def host_threads() -> int:
@@ -26,20 +27,24 @@ def torch_threads(count: int) -> Iterator[None]:
     """Compute with so many threads in a block.
 
     torch keeps the number for each thread, and for threads to come that of the last who set it. So models may work side
-    by side, each in a thread of its own and with its own number; once a thread is out of its block it has the host's.
+    by side, each in a thread of its own and with its own number; once a thread is out of its block it has the host's,
+    or the number of the block around it.
     """
     global _working, _host
     with _lock:
         if not _working:
             _host = torch.get_num_threads()
         _working += 1
+    outer = getattr(_mine, "count", None)
+    _mine.count = count
     try:
         _set(count)
         yield
     finally:
         with _lock:
             _working -= 1
-            _set(_host)
+            _mine.count = outer
+            _set(_host if outer is None else outer)
 
 
 def _set(count: int) -> None:

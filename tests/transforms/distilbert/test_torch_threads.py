@@ -22,6 +22,7 @@ def test_it_is_given_back(host: int) -> None:
         assert (torch.get_num_threads(), host_threads()) == (2, host)
         with torch_threads(3):
             assert torch.get_num_threads() == 3
+        assert (torch.get_num_threads(), host_threads()) == (2, host)  # the outer block goes on
     assert torch.get_num_threads() == host_threads() == host
     with pytest.raises(KeyError), torch_threads(1):
         raise KeyError
