@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import logging
 import re
@@ -23,11 +24,13 @@ from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import IntegerType, LongType, NestedField, StringType
 
 from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.input import delta
 from distilbeam.transforms.input.planning import list_inputs, plan_splits
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.reading import read_split
 from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage import filesystems
+from distilbeam.transforms.storage.filesystems import FileInfo
 
 _ROWS = pa.table({"id": pa.array([1, 2, 3], pa.int64()), "text": ["one", "two", "three"]})
 _MORE = pa.table({"id": pa.array([4, 5], pa.int64()), "text": ["four", "five"]})
@@ -156,6 +159,60 @@ def test_a_delta_table_on_a_store_is_read_by_our_own_driver(tmp_path: Path) -> N
         _same(_read("memory://tables"), _delta(str(tmp_path / "table")))
     finally:
         filesystems.delete("memory://tables")
+
+
+@pytest.mark.parametrize("checkpoints", [(), (3,), (1, 4), (5,)])
+def test_no_more_of_a_log_is_fetched_than_its_newest_version_takes(
+    checkpoints: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path / "table")
+    for version in range(6):
+        write_deltalake(root, _MORE.slice(version % 2, 1), mode="append")
+        if version == 2:
+            DeltaTable(root).delete("id = 4")
+        if DeltaTable(root).version() in checkpoints:
+            DeltaTable(root).create_checkpoint()
+    fetched: list[str] = []
+
+    def noted(url: str, path: Any, download: Any = delta.download) -> None:
+        fetched.append(url.rpartition("/")[2])
+        download(url, path)
+
+    monkeypatch.setattr(delta, "download", noted)
+    for info in filesystems.list_files(root):
+        filesystems.write_bytes("memory://long" + info.url.removeprefix(root), filesystems.read_bytes(info.url))
+    try:
+        _same(_read("memory://long"), _delta(root))
+    finally:
+        filesystems.delete("memory://long")
+    last = max(checkpoints, default=0)
+    expected = [f"{version:020}.json" for version in range(last, DeltaTable(root).version() + 1)]
+    if checkpoints:
+        expected.append(f"{last:020}.checkpoint.parquet")
+    assert sorted(fetched) == sorted(expected)
+
+
+def _log(*names: str, size: int = 10) -> dict[str, FileInfo]:
+    return {name: FileInfo(f"s3://t/_delta_log/{name}", size, "") for name in names}
+
+
+def test_a_checkpoint_that_lacks_a_part_or_needs_other_files_is_not_gone_by() -> None:
+    commits = [f"{version:020}.json" for version in range(5)]
+    first = f"{1:020}.checkpoint.parquet"
+    parts = [f"{3:020}.checkpoint.{n:010}.{2:010}.parquet" for n in (1, 2)]
+    assert set(delta.newest("t", _log(*commits, first, *parts))) == {*commits[3:], *parts}
+    assert set(delta.newest("t", _log(*commits, first, parts[1]))) == {*commits[1:], first}
+    beside = [f"{3:020}.checkpoint.0a1b2c3d-0000-4000-8000-000000000000.json", "_sidecars/0a1b.parquet"]
+    everything = _log(*commits, first, *beside)
+    assert delta.newest("t", everything) == everything
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, (256 << 20) + 1), (17, 256 << 20), (20_001, 1)])
+def test_a_log_that_is_too_large_is_refused_before_it_is_fetched(count: int, size: int) -> None:
+    names = [f"{version:020}.json" for version in range(count)]
+    with pytest.raises(InputError, match="more than"):
+        delta.newest("t", _log(*names, size=size))
+    assert delta.newest("t", _log(*names, f"{count:020}.checkpoint.parquet"))
 
 
 def test_a_file_that_the_log_names_and_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -370,6 +427,56 @@ def test_a_table_file_elsewhere_is_not_opened(iceberg: Table) -> None:
     newest.write_text(json.dumps(metadata))
     with pytest.raises(InputError, match="a file outside of its folder, 'file:///etc/hostname'"):
         _read(_root(iceberg))
+
+
+def _changed(table: Table, change: Callable[[dict[str, Any]], None]) -> None:
+    """The newest metadata, changed as anyone can who may write into the folder."""
+    newest = Path(table.metadata_location.removeprefix("file://"))
+    metadata = json.loads(newest.read_text())
+    change(metadata)
+    newest.write_text(json.dumps(metadata))
+
+
+def test_no_property_of_a_table_chooses_code(iceberg: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chosen_by_a_table.py").write_text("import builtins\nbuiltins.chosen_by_a_table = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("py-io-impl", "py-catalog-impl", "py-location-provider-impl", "write.py-location-provider.impl")
+    _changed(iceberg, lambda metadata: metadata["properties"].update(dict.fromkeys(names, "chosen_by_a_table.X")))
+    _same(_read(_root(iceberg)), iceberg.scan().to_arrow())
+    assert "chosen_by_a_table" not in sys.modules
+    assert not hasattr(builtins, "chosen_by_a_table")
+
+
+@pytest.mark.parametrize("written", ["file:", "file://", ""])
+@pytest.mark.parametrize("location", ["file:", "file://", ""])
+def test_every_spelling_of_a_local_path_is_the_same_place(location: str, written: str, iceberg: Table) -> None:
+    expected, root = iceberg.scan().to_arrow(), _root(iceberg)
+
+    def change(metadata: dict[str, Any]) -> None:
+        metadata["location"] = location + root
+        for snapshot in metadata["snapshots"]:
+            snapshot["manifest-list"] = written + snapshot["manifest-list"].removeprefix("file://")
+
+    _changed(iceberg, change)
+    _same(_read(root), expected)
+
+
+@pytest.mark.parametrize("kind", ["iceberg", "delta"])
+def test_what_a_library_says_of_a_damaged_table_is_kept_back(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if kind == "iceberg":
+        iceberg = request.getfixturevalue("iceberg")
+        _changed(iceberg, lambda metadata: metadata.update({"format-version": "a secret word"}))
+        root = _root(iceberg)
+    else:
+        root = str(tmp_path)
+        _appended(root)
+        added = {"path": "x", "partitionValues": {}, "size": 1, "modificationTime": "a secret word"}
+        (tmp_path / "_delta_log" / f"{1:020}.json").write_text(json.dumps({"add": added}))
+    with pytest.raises(InputError, match=r"cannot read .* table .*Error\)") as caught:
+        _read(root)
+    assert "secret" not in str(caught.value)
 
 
 def test_what_a_table_has_is_known_to_the_plan_by_size_and_version(tmp_path: Path, caplog: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -12,15 +14,22 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from distilbeam.transforms.discretion import cause
 from distilbeam.transforms.errors import InputError
-from distilbeam.transforms.storage.filesystems import download, is_local, join, list_files
+from distilbeam.transforms.storage.filesystems import FileInfo, download, is_local, join, list_files
 
+from .table_files import MAX_FILE_BYTES, path_of, too_large
 from .tables import LiveFile, Snapshot, plain_schema, texts
 
-__all__ = ["read_snapshot"]
+__all__ = ["newest", "read_snapshot"]
 
 _LOG = "_delta_log"
+_THREADS = 16
+_MAX_FILES = 20_000
+_MAX_TOTAL_BYTES = 4 << 30
+_COMMIT = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10}))?\.parquet")
+_UNKNOWN = re.compile(r"Unsupported: Feature '([\w.-]{1,50})' is not supported")
+_OTHER_CHECKPOINT = re.compile(r"\d{20}\.checkpoint\.[^.]{11,}\.(json|parquet)")
 # What a reader of Parquet has not to know of. A widened type is that of the table's schema, to which files are cast.
 _HARMLESS = frozenset(
     {
@@ -46,10 +55,16 @@ def read_snapshot(root: str) -> Snapshot:
             adds = pa.table(table.get_add_actions(flatten=False))
             schema = pa.schema(table.schema())
         except (DeltaError, OSError, ValueError) as error:
-            raise InputError(f"cannot read the log of the Delta table {root!r}: {cause(error)}") from None
+            if unknown := _UNKNOWN.search(str(error)):
+                raise _refused(root, f"needs {unknown[1]!r} of its readers") from None
+            # What the library says may quote the least and greatest values that the log tells of columns.
+            raise InputError(
+                f"cannot read the log of the Delta table {root!r} ({type(error).__name__}): it is damaged, or of a "
+                "kind that deltalake does not read; repair the table, or export it to Parquet"
+            ) from None
         features = set(protocol.reader_features or ())
-        if unknown := sorted(features - _HARMLESS):
-            raise _refused(root, f"needs {', '.join(map(repr, unknown))} of its readers")
+        if others := sorted(features - _HARMLESS):
+            raise _refused(root, f"needs {', '.join(map(repr, others))} of its readers")
         if mode != "none":
             raise _refused(root, f"maps its columns to other names in its files (column mapping by {mode})")
         if "deletionVectors" in features and _has_deletion_vectors(table):
@@ -83,23 +98,66 @@ def _has_deletion_vectors(table: DeltaTable) -> bool:
 
 def _below(root: str, path: str) -> str:
     """The path of a file below its table's folder; a clone names files of other tables by their URL."""
-    if "://" not in path and not path.startswith(("/", "file:")):
-        return path
-    if path.startswith(root.rstrip("/") + "/"):
-        return path.removeprefix(root.rstrip("/") + "/")
+    whole = path_of(path)
+    if "://" not in whole and not whole.startswith("/"):
+        return whole
+    if whole.startswith(root.rstrip("/") + "/"):
+        return whole.removeprefix(root.rstrip("/") + "/")
     raise _refused(root, f"has a file outside of its folder, {path!r}")
 
 
 @contextmanager
 def _with_log_here(root: str) -> Iterator[str]:
     """A local folder with the log of a table, fetched with our own driver and credentials where it lies elsewhere."""
+    log = join(root, _LOG)
+    needed = newest(root, {info.url.removeprefix(log).lstrip("/"): info for info in list_files(log)})
     if is_local(root):
         yield str(Path(root).absolute())
         return
-    with tempfile.TemporaryDirectory() as folder:
-        log = join(root, _LOG)
-        for info in list_files(log):
-            place = Path(folder, _LOG, info.url.removeprefix(log).lstrip("/"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(_THREADS) as threads:
+
+        def fetch(name: str) -> None:
+            place = Path(folder, _LOG, name)
             place.parent.mkdir(parents=True, exist_ok=True)
-            download(info.url, place)
+            download(needed[name].url, place)
+
+        for _ in threads.map(fetch, needed):
+            pass
         yield folder
+
+
+def newest(root: str, log: dict[str, FileInfo]) -> dict[str, FileInfo]:
+    """The files of a log that its newest version is made of: the last checkpoint, and the commits from there on.
+
+    All of them where the last checkpoint is none of the first kind, which needs no files beside its own.
+
+    Args:
+        root: the table, for messages.
+        log: the files of its log by their paths in it.
+
+    Raises:
+        InputError: one is larger than such files are, or they are more, or larger together, than is read.
+    """
+    needed = log
+    parts: dict[tuple[int, int], set[int]] = {}
+    for name in log:
+        if found := _CHECKPOINT.fullmatch(name):
+            parts.setdefault((int(found[1]), int(found[3] or 1)), set()).add(int(found[2] or 1))
+    whole = {version: count for (version, count), seen in parts.items() if seen == set(range(1, count + 1))}
+    others = [int(name[:20]) for name in log if _OTHER_CHECKPOINT.fullmatch(name)]
+    if whole and (last := max(whole)) > max(others, default=-1):
+        needed = {
+            name: info
+            for name, info in log.items()
+            if ((commit := _COMMIT.fullmatch(name)) and int(commit[1]) >= last)
+            or ((found := _CHECKPOINT.fullmatch(name)) and (int(found[1]), int(found[3] or 1)) == (last, whole[last]))
+        }
+    for info in needed.values():
+        if info.size > MAX_FILE_BYTES:
+            raise too_large(info.url)
+    if len(needed) > _MAX_FILES or sum(info.size for info in needed.values()) > _MAX_TOTAL_BYTES:
+        raise InputError(
+            f"the log of the Delta table {root!r} is {len(needed)} files, or more than {_MAX_TOTAL_BYTES >> 30} GiB, "
+            "since its last checkpoint; make a checkpoint of it, or export the table to Parquet"
+        )
+    return needed

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import re
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
+from pyiceberg.catalog.noop import NoopCatalog
 from pyiceberg.io import FileIO, InputFile, InputStream, OutputFile
 from pyiceberg.table import StaticTable
+from pyiceberg.table.metadata import TableMetadataUtil
 from pyiceberg.transforms import IdentityTransform
 
-from distilbeam.transforms.discretion import cause
 from distilbeam.transforms.errors import DistilbeamError, InputError
-from distilbeam.transforms.storage.filesystems import exists, file_info, join, list_names, open_input, read_bytes
+from distilbeam.transforms.storage.filesystems import exists, file_info, join, list_names, read_bytes
 
+from .table_files import path_of, plain_avro, read_bounded
 from .tables import LiveFile, Snapshot, plain_schema, texts
 
 __all__ = ["read_snapshot"]
 
 _HINT = "version-hint.text"
+_MAX_TOTAL_BYTES = 4 << 30  # of all manifests of a table, unpacked
 _NUMBER = re.compile(r"v?(\d+)[^/]*\.metadata\.json(\.gz)?")
 
 
@@ -33,10 +38,10 @@ def read_snapshot(root: str) -> Snapshot:
     """
     newest = _newest(root)
     try:
-        table = StaticTable.from_metadata(newest, {"py-io-impl": f"{__name__}.Files", Files.ROOT: root})
-        files = table.io
-        assert isinstance(files, Files)
-        files.location = table.metadata.location
+        # Not by ``from_metadata``, which imports whatever module the table's properties name.
+        metadata = TableMetadataUtil.parse_raw(read_bounded(newest).decode())
+        files = _Files(root, metadata.location)
+        table = StaticTable(("table",), metadata, newest, files, NoopCatalog("none"))
         schema = table.schema()
         if any(getattr(field, "initial_default", None) is not None for field in schema.fields):
             raise _refused(root, "has columns with a default for older rows")
@@ -47,8 +52,11 @@ def read_snapshot(root: str) -> Snapshot:
         columns = plain_schema(schema.as_arrow(), ids=True)
     except DistilbeamError:
         raise
-    except Exception as error:  # of pyiceberg, pydantic, or a parser below them
-        raise InputError(f"cannot read the metadata of the Iceberg table {root!r}: {cause(error)}") from None
+    except Exception as error:  # of pyiceberg, pydantic, or a parser below them, which may quote values of the rows
+        raise InputError(
+            f"cannot read the metadata of the Iceberg table {root!r} ({type(error).__name__}): it is damaged, or of a "
+            "kind that pyiceberg does not read; repair the table, or export it to Parquet"
+        ) from None
     snapshot = table.metadata.current_snapshot_id
     return Snapshot(str(snapshot), columns, tuple(live))
 
@@ -93,11 +101,12 @@ def _values(table: StaticTable, file: Any) -> tuple[tuple[str, str | None], ...]
 
 
 class _File(InputFile):
-    """A file of the table, opened by our own driver."""
+    """A file of the table's metadata, opened by our own driver."""
 
-    def __init__(self, location: str, url: str) -> None:
+    def __init__(self, location: str, url: str, files: _Files) -> None:
         super().__init__(location)
         self._url = url
+        self._files = files
 
     def __len__(self) -> int:
         return file_info(self._url).size
@@ -106,17 +115,34 @@ class _File(InputFile):
         return exists(self._url)
 
     def open(self, seekable: bool = True) -> InputStream:
-        return open_input(self._url)
+        data = plain_avro(read_bounded(self._url), self._url)
+        self._files.count(len(data))
+        return io.BytesIO(data)
 
 
-class Files(FileIO):
+class _Files(FileIO):
     """The files below a table's folder, wherever the table was when it was written; no others."""
 
-    ROOT = "distilbeam.root"
+    def __init__(self, root: str, location: str) -> None:
+        super().__init__({})
+        self._root = root
+        self._folders = tuple(path_of(folder).rstrip("/") + "/" for folder in (root, location))
+        self._bytes = 0
+        self._lock = Lock()
 
-    def __init__(self, properties: dict[str, str] | None = None) -> None:
-        super().__init__(properties or {})
-        self.location = self._root = str(self.properties.get(self.ROOT, ""))
+    def count(self, size: int) -> None:
+        """Counts the bytes that were read.
+
+        Raises:
+            InputError: they are too many.
+        """
+        with self._lock:
+            self._bytes += size
+        if self._bytes > _MAX_TOTAL_BYTES:
+            raise InputError(
+                f"the manifests of the Iceberg table {self._root!r} hold more than {_MAX_TOTAL_BYTES >> 30} GiB; "
+                "rewrite them, or export the table to Parquet"
+            )
 
     def below(self, location: str) -> str:
         """The path of a file below the table's folder.
@@ -124,15 +150,15 @@ class Files(FileIO):
         Raises:
             InputError: it lies elsewhere.
         """
-        for folder in (self._root, self.location):
-            for start in {folder.rstrip("/") + "/", "file://" + folder.rstrip("/") + "/"}:
-                path = location.removeprefix(start)
-                if path != location and ".." not in path.split("/"):
-                    return path
+        whole = path_of(location)
+        for folder in self._folders:
+            path = whole.removeprefix(folder)
+            if path != whole and ".." not in path.split("/"):
+                return path
         raise InputError(f"the Iceberg table {self._root!r} has a file outside of its folder, {location!r}")
 
     def new_input(self, location: str) -> InputFile:
-        return _File(location, join(self._root, self.below(location)))
+        return _File(location, join(self._root, self.below(location)), self)
 
     def new_output(self, location: str) -> OutputFile:
         raise NotImplementedError("tables are only read")
