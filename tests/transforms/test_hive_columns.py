@@ -101,6 +101,13 @@ def test_a_folder_whose_value_is_none_of_the_columns_type_is_named(tmp_path: Pat
         read(tmp_path)
 
 
+def test_a_folder_whose_value_would_lose_digits_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "k=1" / "a.parquet", {"text": ["a"], "k": [1.0]})
+    put(tmp_path / "k=9007199254740993" / "b.parquet", {"text": ["b"]})
+    with pytest.raises(InputError, match=r"column 'k' is double, but the value that the folders of '.*b\.parquet'"):
+        read(tmp_path)
+
+
 def test_lines_of_text_are_no_value_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "text=x" / "lang=en").mkdir(parents=True)
     (tmp_path / "text=x" / "lang=en" / "a.txt").write_text("one\ntwo\n")

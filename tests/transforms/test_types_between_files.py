@@ -14,6 +14,7 @@ import pytest
 
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.input.column_types import common_type
+from distilbeam.transforms.input.fitting import fit
 from distilbeam.transforms.input.planning import plan_splits, read_schema
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.reading import read_split
@@ -248,6 +249,7 @@ def test_what_a_later_file_would_lose_is_refused(tmp_path: Path) -> None:
             plan_increment(settings, [], first, covered={})
 
 
+SMALL = pa.scalar(0.1, pa.float32()).as_py()
 ASKED: dict[str, tuple[pa.DataType, list[Any], pa.DataType, list[Any], int]] = {
     "a day of a time": (
         pa.timestamp("us"),
@@ -262,6 +264,25 @@ ASKED: dict[str, tuple[pa.DataType, list[Any], pa.DataType, list[Any], int]] = {
         [decimal.Decimal("0.1"), decimal.Decimal("3.3"), decimal.Decimal("0.12345678901234567891")],
         pa.float64(),
         [0.1, 3.3],
+        1,
+    ),
+    "truth of a number": (pa.int64(), [7, 1, 0], pa.bool_(), [True, False], 1),
+    "truth of a float": (pa.float64(), [0.5, 1.0, math.nan, 0.0], pa.bool_(), [True, False], 2),
+    "truth in lists": (pa.list_(pa.int8()), [[1, 0], [1, 2]], pa.list_(pa.bool_()), [[True, False]], 1),
+    "a small float of a text": (pa.string(), ["123456789", "16777216", "0.1"], pa.float32(), [2.0**24, SMALL], 1),
+    "a half of a text": (pa.large_string(), ["2049", "2048"], pa.float16(), [2048.0], 1),
+    "a double of a category": (
+        pa.dictionary(pa.int8(), pa.string()),
+        ["9007199254740993", "7"],
+        pa.float64(),
+        [7.0],
+        1,
+    ),
+    "fields of a struct": (
+        pa.struct({"a": pa.int8()}),
+        [{"a": 1}, {"a": 2}],
+        pa.struct({"a": pa.bool_()}),
+        [{"a": True}],
         1,
     ),
     "a smaller float": (pa.float64(), [0.1, 1e300], pa.float32(), [pa.scalar(0.1, pa.float32()).as_py()], 1),
@@ -289,6 +310,41 @@ def test_types_that_cannot_be_read_are_refused_before_anything_is(tmp_path: Path
             InputError, match=r"column 'v' of .*0\.parquet' is timestamp\[us\], which cannot be read as"
         ):
             plan_splits(ReadSettings(path=str(tmp_path), types={"v": kind}))
+
+
+STRUCT = pa.struct({"a": pa.int8(), "b": pa.timestamp("us")})
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "asked"),
+    [
+        (pa.timestamp("us"), NOON, pa.time64("us")),  # without its day
+        (pa.timestamp("ms", "UTC"), NOON, pa.time32("ms")),
+        (pa.list_(pa.timestamp("us")), [NOON], pa.list_(pa.time64("us"))),
+        (STRUCT, {"a": 1, "b": NOON}, pa.struct({"a": pa.int8()})),  # without one of its fields
+        (STRUCT, {"a": 1, "b": NOON}, pa.struct({"a": pa.int8(), "b": pa.timestamp("us", "Asia/Tokyo")})),
+        (pa.list_(STRUCT), [{"a": 1, "b": NOON}], pa.large_list(pa.struct({"b": pa.timestamp("us")}))),
+        (pa.map_(pa.string(), STRUCT), [("k", {"a": 1, "b": NOON})], pa.map_(pa.string(), pa.struct({"a": pa.int8()}))),
+    ],
+)
+def test_types_that_would_drop_a_part_are_refused(tmp_path: Path, kind: Any, value: Any, asked: Any) -> None:
+    put(tmp_path / "0.parquet", kind, [value])
+    with pytest.raises(InputError, match=r"column 'v' of .*0\.parquet' is .*, which cannot be read as"):
+        plan_splits(ReadSettings(path=str(tmp_path), types={"v": asked}))
+
+
+def test_times_of_day_are_of_the_first_day_or_none() -> None:
+    moments = pa.array([NOON, datetime.datetime(1970, 1, 1, 10, 0, 0, 5), None], pa.timestamp("us"))
+    found, lost = fit(moments, pa.time64("us"))
+    assert (found.to_pylist(), lost) == ([None, datetime.time(10, 0, 0, 5), None], [0])
+
+
+def test_categories_are_held_to_what_their_values_are() -> None:
+    numbers = pa.array([1, 7, 1]).dictionary_encode()
+    found, lost = fit(numbers, pa.bool_())
+    assert (found.to_pylist(), lost) == ([True, None, True], [1])
+    found, lost = fit(pa.array(["a", None]).dictionary_encode(), pa.null())
+    assert lost == [0]
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])

@@ -146,16 +146,39 @@ def can_cast(found: pa.DataType, kind: pa.DataType) -> bool:
     """Whether Arrow converts one type into another, and what comes out means the same.
 
     Clock times without a time zone are no moments, so they are read as UTC but as no other zone, and the other way
-    round.
+    round. Moments are no times of day, and a struct is none that lacks one of its fields. All that holds inside of
+    other types, too.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> can_cast(pa.struct({"a": pa.int8(), "b": pa.int8()}), pa.struct({"a": pa.int64()}))
+        False
     """
-    if pa.types.is_timestamp(found) and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-        zones = {kind.tz if pa.types.is_timestamp(kind) else None, found.tz}
-        if None in zones and not zones <= {None, "UTC", "+00:00"}:
-            return False
+    if not _means_the_same(found, kind):
+        return False
     try:
         pa.nulls(0, found).cast(kind)
     except pa.ArrowException:
         return False
+    return True
+
+
+def _means_the_same(found: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether nothing tells that values of one type mean something else in another, if Arrow converts them."""
+    found, kind = without_dictionaries(found), without_dictionaries(kind)
+    if pa.types.is_timestamp(found) and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        zones = {kind.tz if pa.types.is_timestamp(kind) else None, found.tz}
+        return None not in zones or zones <= {None, "UTC", "+00:00"}
+    if pa.types.is_timestamp(found):
+        return not pa.types.is_time(kind)
+    if pa.types.is_struct(found) and pa.types.is_struct(kind):
+        return all(
+            kind.get_field_index(f.name) >= 0 and _means_the_same(f.type, kind.field(f.name).type) for f in found
+        )
+    if pa.types.is_map(found) and pa.types.is_map(kind):
+        return _means_the_same(found.key_type, kind.key_type) and _means_the_same(found.item_type, kind.item_type)
+    if _is_list(found) and _is_list(kind):
+        return _means_the_same(found.value_type, kind.value_type)
     return True
 
 

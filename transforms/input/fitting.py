@@ -11,11 +11,14 @@ import pyarrow.compute as pc
 
 from distilbeam.transforms.halving import find_failing
 
-from .column_types import holds, mapped, settled_type
+from .column_types import holds, mapped, settled_type, without_dictionaries
 
-__all__ = ["fit", "fitted", "has_infinity", "leaves", "loses_digits"]
+__all__ = ["MOST_DIGITS", "fit", "fitted", "has_infinity", "leaves", "loses_digits"]
 
-_MOST_DIGITS = 309  # of a double
+MOST_DIGITS = 309
+"""Of an integer that a double holds."""
+
+_EXACT_DIGITS = {16: 3, 32: 7, 64: 15}  # of an integer, by the bits of a float that holds all integers of so many
 
 
 def fit(column: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
@@ -56,8 +59,9 @@ def fitted(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """The column in a type that holds its values.
 
     What Arrow converts without a word though it is not the same any more is looked at: times of day that a date has
-    not, digits that a decimal or a float has not, numbers beyond the range of a float. Only the precision of floats is
-    given up where a smaller float is asked for.
+    not and days that a time of day has not, digits that a decimal or a float has not, numbers beyond the range of a
+    float, numbers that are no truth. Only the precision of floats is given up where a smaller float is asked for, and
+    fields are where a struct lacks them: see ``can_cast``.
 
     Raises:
         pyarrow.ArrowInvalid: a value does not fit.
@@ -68,6 +72,13 @@ def fitted(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if holds(kind, pa.types.is_null):
         result.validate(full=True)  # Arrow's conversion of nulls inside of lists to nulls loses all but the first
     for before, after in leaves(column, result):
+        if without_dictionaries(before.type) == without_dictionaries(after.type):
+            continue
+        before, after = _decoded(before), _decoded(after)
+        if after.null_count > before.null_count:
+            raise pa.ArrowInvalid("a value is null after the conversion")
+        if pa.types.is_timestamp(before.type) and pa.types.is_time(after.type) and not _began(after, before):
+            raise pa.ArrowInvalid("a moment has a day, which a time of day has not")
         if _may_lose(before.type, after.type):
             if pa.types.is_decimal(before.type) or pa.types.is_decimal(after.type):
                 after = after.cast(pa.string())  # a float is the decimal as which it is written
@@ -80,10 +91,12 @@ def fitted(column: pa.Array, kind: pa.DataType) -> pa.Array:
                 said = pc.match_substring_regex(before.cast(pa.string()), "(?i)^[+-]?inf(inity)?$")
             if said != pc.is_inf(after.cast(pa.float64())):
                 raise pa.ArrowInvalid("a value is beyond the range of the type")
-        if pa.types.is_string(before.type) and pa.types.is_float64(after.type):
-            long = pc.match_substring_regex(before, r"^[+-]?\d{16,}$")
-            if any(loses_digits(digits.lstrip("+")) for digits in before.filter(long).to_pylist()):
-                raise pa.ArrowInvalid("an integer has more digits than a double")
+        if _is_text(before.type) and pa.types.is_floating(after.type):
+            bits = after.type.bit_width
+            texts = before.cast(pa.string())
+            long = pc.match_substring_regex(texts, rf"^[+-]?\d{{{_EXACT_DIGITS[bits] + 1},}}$")
+            if any(loses_digits(digits.lstrip("+"), bits) for digits in texts.filter(long).to_pylist()):
+                raise pa.ArrowInvalid("an integer has more digits than the float")
     return result
 
 
@@ -102,19 +115,22 @@ def has_infinity(column: pa.Array) -> bool:
     )
 
 
-def loses_digits(digits: str) -> bool:
-    """Whether an integer is neither what a double holds nor how that double is written in short.
+def loses_digits(digits: str, bits: int = 64) -> bool:
+    """Whether an integer is neither what a float of so many bits holds nor how that float is written in short.
 
     Example:
         >>> loses_digits("9007199254740993"), loses_digits("10000000000000000000000")
         (True, False)
+        >>> loses_digits("16777217", 32), loses_digits("10000000000000000000000", 32)
+        (True, False)
     """
-    if len(digits.lstrip("-")) > _MOST_DIGITS:
+    if len(digits.lstrip("-")) > MOST_DIGITS:
         return True
-    value = float(digits)
-    if value in (float("inf"), float("-inf")):
+    with np.errstate(over="ignore"):
+        value = np.dtype(f"f{bits // 8}").type(float(digits))
+    if np.isinf(value):
         return True
-    return int(digits) != int(value) and Decimal(digits) != Decimal(repr(value))
+    return int(digits) != int(value) and Decimal(digits) != Decimal(str(value))
 
 
 def _converted(column: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -140,9 +156,28 @@ def _may_lose(before: pa.DataType, after: pa.DataType) -> bool:
     """Whether Arrow's safe conversion lets values change."""
     return bool(
         (pa.types.is_timestamp(before) and pa.types.is_date(after))
+        or ((pa.types.is_integer(before) or pa.types.is_floating(before)) and pa.types.is_boolean(after))
         or (pa.types.is_integer(before) and pa.types.is_float16(after))
         or (pa.types.is_floating(before) and pa.types.is_decimal(after))
         or (pa.types.is_decimal(before) and pa.types.is_floating(after))
+    )
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _began(times: pa.Array, before: pa.Array) -> bool:
+    """Whether moments are times of the day with which the count of moments begins, as which some writers store them."""
+    counts = times.cast(pa.int32() if pa.types.is_time32(times.type) else pa.int64()).cast(pa.int64())
+    plain = pa.timestamp(before.type.unit)
+    return bool(counts.cast(pa.timestamp(times.type.unit)).cast(plain).equals(before.cast(plain)))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
     )
 
 

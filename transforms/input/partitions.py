@@ -7,6 +7,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .fitting import fitted
+
 __all__ = ["filled", "partition_value", "partition_values"]
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -36,7 +38,7 @@ def partition_value(value: str, kind: pa.DataType) -> pa.Scalar:
         datetime.date(2024, 5, 1)
     """
     text = pa.array([None if value == _HIVE_NULL else unquote(value)], pa.string())
-    return text.cast(kind)[0]
+    return fitted(text, kind)[0]
 
 
 def filled(column: pa.Array, value: pa.Scalar) -> pa.Array:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distilbeam.transforms.input.fitting import loses_digits
+from distilbeam.transforms.input.fitting import MOST_DIGITS, loses_digits
 from distilbeam.transforms.provenance import show_value
 
 from .lines import Block
@@ -32,7 +32,6 @@ _LONG = re.compile(rb"\d{16}")
 _INTEGER = re.compile(rb"(?<![\d.eE+-])-?\d{16,}(?![\d.eE])")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _EXACT = 2.0**53  # from here on a double does not hold every integer
-_MOST_DIGITS = 309  # of a double
 
 
 def has_constants(block: Block) -> bool:
@@ -156,7 +155,7 @@ def _large(column: pa.Array) -> list[float]:
 
 def _integer(digits: str) -> int:
     # Python refuses to convert thousands of digits, which would take quadratic time.
-    return int(digits) if len(digits) <= 2 * _MOST_DIGITS else int(digits[: 2 * _MOST_DIGITS])
+    return int(digits) if len(digits) <= 2 * MOST_DIGITS else int(digits[: 2 * MOST_DIGITS])
 
 
 def _kind(kind: pa.DataType) -> Any:
