@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
+import random
 import struct
 import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -180,6 +183,40 @@ def test_all_before_a_damage_is_kept(compression: str) -> None:
         found, reason = unpacked(first + bytes(damaged), compression)
         assert found.startswith(FIRST)
     assert reason == f"its {compression} data are damaged"
+
+
+def told_by_python(data: bytes, compression: str) -> bytes:
+    """What Python's own decompressor makes of a damaged stream, byte by byte."""
+    decompressor: Any = zlib.decompressobj(wbits=31) if compression == "gzip" else lzma.LZMADecompressor()
+    found = []
+    with contextlib.suppress(zlib.error, lzma.LZMAError):
+        for at in range(len(data)):
+            found.append(decompressor.decompress(data[at : at + 1]))
+    return b"".join(found)
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_what_packs_well_is_given_once_before_a_damage(compression: str) -> None:
+    """One piece of such a file unpacks to far more than is taken from a decompressor at once."""
+    chance = random.Random(7)
+    filler = b"the same long sentence again and again " * 30
+    lines = [b'{"id": "%016x", "text": "%s"}\n' % (chance.getrandbits(64), filler) for _ in range(2_500)]
+    plain = b"".join(lines)
+    packed = PACK[compression](plain)
+    if compression == "zstd":
+        packed = zstandard.ZstdCompressor(write_checksum=True).compress(plain)
+    assert 20 * len(packed) < len(plain)
+    for part in (0.45, 0.75, 0.9):
+        at = int(part * len(packed))
+        damaged = packed[:at] + chance.randbytes(40) + packed[at + 40 :]
+        found, reason = unpacked(damaged, compression)
+        assert reason == f"its {compression} data are damaged"
+        sound = next((n for n, (one, other) in enumerate(zip(found, plain, strict=False)) if one != other), len(found))
+        assert sound > (part - 0.3) * len(plain)
+        if compression in ("gzip", "xz"):  # which go on for a while with what the damaged bytes happen to mean
+            assert found == told_by_python(damaged, compression)
+        else:
+            assert not set(lines[: sound // len(lines[0])]).intersection(found[sound:].splitlines(keepends=True)[1:])
 
 
 @pytest.mark.parametrize("compression", PACK)

@@ -207,10 +207,15 @@ def _streams(source: _Input, name: str, make: Callable[[], _Decompressor]) -> It
 def _stream(source: _Input, make: Callable[[], _Decompressor], start: int, name: str) -> Iterator[bytes]:
     decompressor = make()
     most = _FIRST_BYTES
+    fed = start
+    given = 0
+    held = b""  # kept back, since a block of bzip2 may turn out to be damaged once its beginning was taken
     while not decompressor.eof:
-        before = source.position
-        data = source.some(most) if decompressor.needs_input else b""
-        most = min(2 * most, _PIECE_BYTES)
+        data = b""
+        if decompressor.needs_input:
+            fed = source.position
+            data = source.some(most)
+            most = min(2 * most, _PIECE_BYTES)
         try:
             piece = decompressor.decompress(data, _OUTPUT_BYTES)
         except (zlib.error, OSError, EOFError, lzma.LZMAError) as error:
@@ -219,32 +224,47 @@ def _stream(source: _Input, make: Callable[[], _Decompressor], start: int, name:
                     "its dictionary takes more memory than `decode_bytes` allows; raise `decode_bytes`, or unpack "
                     "it before"
                 ) from None
-            made = 0  # a decompressor that fails keeps what it has made of the same piece
-            for piece in _salvaged(source, make, start, before):
-                made += len(piece)
+            # A decompressor that fails keeps what it has made at the same call.
+            for piece in _salvaged(source, make, start, fed, given):
+                given += len(piece)
                 yield piece
-            if before > start or made:
+            if fed > start or given:
                 raise Unreadable(f"its {name} data are damaged") from None
             if start:
                 raise Unreadable(f"after the end of its {name} data it has bytes that are none") from None
             raise Unreadable(f"it is no {name} file, or damaged") from None
         if piece:
-            yield piece
+            if held:
+                given += len(held)
+                yield held
+            held = piece
         elif not data and decompressor.needs_input and not decompressor.eof:
+            if held:
+                yield held
             raise Unreadable(_CUT_OFF)
+    if held:
+        yield held
     source.give_back(len(decompressor.unused_data))
 
 
-def _salvaged(source: _Input, make: Callable[[], _Decompressor], start: int, piece: int) -> Iterator[bytes]:
-    """What a stream that starts at a byte gives from the piece in which it fails, read anew byte by byte."""
+def _salvaged(source: _Input, make: Callable[[], _Decompressor], start: int, fed: int, given: int) -> Iterator[bytes]:
+    """What a stream that starts at a byte holds beyond so many bytes that it has given.
+
+    It is read anew, and byte by byte from ``fed`` on, the piece that was put into the decompressor before it failed.
+    """
     source.seek(start)
     decompressor = make()
     try:
-        while source.position < piece:
-            data = source.some(min(_PIECE_BYTES, piece - source.position)) if decompressor.needs_input else b""
-            decompressor.decompress(data, _OUTPUT_BYTES)
-        while (data := source.some(1)) and not decompressor.eof:
-            yield decompressor.decompress(data, _OUTPUT_BYTES)
+        while not decompressor.eof:
+            data = b""
+            if decompressor.needs_input:
+                data = source.some(min(_PIECE_BYTES, max(fed - source.position, 1)))
+                if not data:
+                    return
+            piece = decompressor.decompress(data, _OUTPUT_BYTES)
+            if len(piece) > given:
+                yield piece[given:]
+            given = max(given - len(piece), 0)
     except (zlib.error, OSError, EOFError, lzma.LZMAError):
         return
 
