@@ -10,7 +10,6 @@ from typing import Any, TypedDict
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.typehints import typehints
 from apache_beam.typehints.row_type import RowTypeConstraint
 from typing_extensions import Unpack
 
@@ -21,12 +20,11 @@ from .encoder import Encoder, EngineSettings
 from .errors import SettingsError
 from .featurization import FeatureSpec
 from .fitness import check_spec
+from .row_fields import are_dicts, wrong_type
 from .watchdog import STALL_TIMEOUT
 from .workers import FAILED, FeaturizeBatches, FeaturizeRows, wrong_element
 
 __all__ = ["Classify", "Embed", "Featurize", "Tokenize"]
-
-_DICTS = (typehints.DictHint.DictConstraint, typehints.MappingHint.MappingTypeConstraint)
 
 _log = logging.getLogger(__name__)
 
@@ -187,9 +185,9 @@ class Featurize(beam.PTransform):
         if isinstance(fields, RowTypeConstraint):
             schema_rows.check_fields(fields, columns, self.spec.columns)
             return tuple(name for name, _ in fields._fields), schema_rows.output_type(fields, self.spec)
-        if isinstance(fields, _DICTS):
+        if are_dicts(fields):
             return None, dict[str, Any]
-        if (wrong := _wrong(fields)) is not None:
+        if (wrong := wrong_type(fields)) is not None:
             raise SettingsError(wrong_element(wrong))
         return None, Any
 
@@ -246,21 +244,6 @@ class _Identity:
 
         _, engine, _ = self._arguments
         choose_compute(engine.device, dtype, engine.threads)
-
-
-def _wrong(kind: Any) -> type | None:
-    """The type of elements if it is known and neither one of rows nor of dicts."""
-    if isinstance(kind, typehints.UnionHint.UnionConstraint):
-        members = [_wrong(member) for member in kind.inner_types() if member is not type(None)]
-        return next(iter(members), None) if all(members) else None
-    if isinstance(kind, typehints.TupleHint.TupleConstraint | typehints.TupleHint.TupleSequenceConstraint):
-        return tuple
-    if isinstance(kind, typehints.ListHint.ListConstraint):
-        return list
-    rows = RowTypeConstraint.from_user_type(kind) is not None
-    # Beam types what Create makes of timestamped values as if they were still wrapped.
-    unknown = kind in (object, beam.Row, beam.window.TimestampedValue)
-    return kind if isinstance(kind, type) and not unknown and not rows else None
 
 
 def _seconds(stall_timeout: float) -> float:

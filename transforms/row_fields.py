@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Union, get_type_hints
 
 import apache_beam as beam
@@ -23,12 +23,15 @@ from .errors import InputError, SettingsError
 __all__ = [
     "FEATURE_TYPES",
     "RowsToBatches",
+    "are_dicts",
     "arrow_schema",
     "fields_of",
     "nullable",
     "portable_fields",
     "rows_to_batches",
+    "weight",
     "wrong_element",
+    "wrong_type",
 ]
 
 FEATURE_TYPES: dict[str, Any] = {
@@ -42,7 +45,10 @@ FEATURE_TYPES: dict[str, Any] = {
 }
 """Types of the fields that features are."""
 
-_BATCH_ROWS = 4096
+_BATCH_WEIGHT = 4096
+"""Rows of a batch, fewer where they are long; see ``weight``."""
+
+_SCALARS = frozenset({type(None), bool, int, float})
 _INSTANTS = ("beam:logical_type:micros_instant:v1", "beam:logical_type:millis_instant:v1")
 
 
@@ -99,6 +105,27 @@ def fields_of(element: Any, names: Sequence[str] | None = None) -> Mapping[str, 
     return None
 
 
+def weight(values: Iterable[Any]) -> int:
+    """What a row of these values counts for where rows are gathered into batches: 1, and 1 more for each 4 KiB."""
+    return (4096 + sum(map(_size, values))) // 4096
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a value takes in a column."""
+    if value is None or isinstance(value, bool | int | float):
+        return 0 if value is None else 8
+    if isinstance(value, str | bytes | bytearray):
+        return len(value)
+    if isinstance(value, list) and _SCALARS.issuperset(map(type, value)):
+        return 8 * len(value)  # as vectors are
+    if isinstance(fields := fields_of(value), Mapping):
+        return sum(map(_size, fields)) + sum(map(_size, fields.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return sum(map(_size, value))
+    size = getattr(value, "nbytes", 8)  # of arrays
+    return size if isinstance(size, int) else 8
+
+
 def arrow_schema(fields: Sequence[tuple[str, Any]], given: pa.Schema | None = None) -> pa.Schema:
     """The columns of rows with these fields, those of ``given`` before all others of their name.
 
@@ -127,6 +154,37 @@ def _arrow_type(name: str, kind: Any) -> pa.DataType:
         ) from None
 
 
+def are_dicts(kind: Any) -> bool:
+    """Whether the type of elements is one of dicts."""
+    if isinstance(kind, typehints.DictHint.DictConstraint | typehints.MappingHint.MappingTypeConstraint):
+        return True
+    return isinstance(kind, type) and issubclass(kind, Mapping)
+
+
+def wrong_type(kind: Any) -> type | None:
+    """The type of elements if it is known, and is none of batches, rows or dicts."""
+    if isinstance(kind, typehints.UnionHint.UnionConstraint):
+        members = [wrong_type(member) for member in kind.inner_types() if member is not type(None)]
+        return next(iter(members), None) if all(members) else None
+    for constraint, made in _COLLECTIONS.items():
+        if isinstance(kind, constraint):
+            return made
+    if not isinstance(kind, type) or issubclass(kind, pa.RecordBatch) or are_dicts(kind):
+        return None
+    # Beam types what Create makes of timestamped values as if they were still wrapped.
+    unknown = kind in (object, beam.Row, beam.window.TimestampedValue)
+    return None if unknown or RowTypeConstraint.from_user_type(kind) is not None else kind
+
+
+_COLLECTIONS: dict[type, type] = {
+    typehints.TupleHint.TupleConstraint: tuple,
+    typehints.TupleHint.TupleSequenceConstraint: tuple,
+    typehints.ListHint.ListConstraint: list,
+    typehints.SetHint.SetTypeConstraint: set,
+    typehints.FrozenSetHint.FrozenSetTypeConstraint: frozenset,
+}
+
+
 def wrong_element(kind: type) -> str:
     """What is told of an element that cannot be written."""
     return (
@@ -152,15 +210,15 @@ def rows_to_batches(kind: Any, schema: pa.Schema | None, added: Sequence[tuple[s
     fields = RowTypeConstraint.from_user_type(kind) or kind
     if isinstance(fields, RowTypeConstraint):
         return RowsToBatches(arrow_schema(portable_fields(fields), schema), tuple(name for name, _ in fields._fields))
+    if (wrong := wrong_type(fields)) is not None:
+        raise SettingsError(wrong_element(wrong))
     if schema is not None:
         return RowsToBatches(arrow_schema(added, schema), None)
-    if isinstance(fields, typehints.DictHint.DictConstraint | typehints.MappingHint.MappingTypeConstraint):
+    if are_dicts(fields):
         raise SettingsError(
             "dicts do not tell the types of their columns; give WriteFeatures(schema=pa.schema([...])) all but those "
             "of the features, or make rows with a Beam schema of them, such as NamedTuples"
         )
-    if isinstance(fields, type) and fields not in (object, beam.Row, beam.window.TimestampedValue):
-        raise SettingsError(wrong_element(fields))
     return None
 
 
@@ -178,6 +236,7 @@ class RowsToBatches(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._rows: list[Mapping[str, Any]] = []
+        self._weight = 0
 
     @discreet
     def process(self, element: Any) -> Iterator[pa.RecordBatch]:
@@ -191,9 +250,12 @@ class RowsToBatches(beam.DoFn):
             raise SettingsError(
                 f"a row has a field {min(map(str, unknown))!r} that `schema` lacks; name it there, or leave it out"
             )
-        self._rows.append(fields)
-        if len(self._rows) >= _BATCH_ROWS:
+        added = weight(map(fields.get, self.schema.names))
+        if self._rows and self._weight + added > _BATCH_WEIGHT:
+            self._weight = 0
             yield self._batch()
+        self._rows.append(fields)
+        self._weight += added
 
     @discreet
     def finish_bundle(self) -> Iterator[Any]:

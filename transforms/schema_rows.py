@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.typehints.row_type import RowTypeConstraint
 
+from . import row_fields
 from .errors import SettingsError
 from .featurization import Failure, FeatureSpec
 from .names import columns_like
@@ -61,12 +62,9 @@ def check_row(row: Mapping[str, Any], text: Sequence[str], added: Sequence[str])
 
 def weight(element: Any, columns: Sequence[str]) -> int:
     """What a row or dict counts for where rows are gathered into batches: 1, and more if its texts are long."""
-    total = 4096
-    for name in columns:
-        text = element.get(name) if isinstance(element, dict) else getattr(element, name, None)
-        if isinstance(text, str):
-            total += len(text)
-    return total // 4096
+    if isinstance(element, Mapping):
+        return row_fields.weight(map(element.get, columns))
+    return row_fields.weight(getattr(element, name, None) for name in columns)
 
 
 def text_batch(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[pa.RecordBatch, dict[int, Failure]]:
