@@ -6,6 +6,7 @@ import datetime
 import decimal
 import io
 import random
+import struct
 import uuid
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 import zstandard
 
 from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.input.avro import AvroFile
+from distilbeam.transforms.input.containers import buffered
 from distilbeam.transforms.input.planning import plan_splits
 from distilbeam.transforms.input.read_settings import ReadSettings
 
@@ -294,3 +297,80 @@ def test_offsets_that_lie_end_nothing(tmp_path: Path, read: Any) -> None:
     (tmp_path / "a.arrow").write_bytes(sink.getvalue().replace(good, offsets.tobytes()))
     with pytest.raises(InputError, match=r"a.arrow"):
         read(tmp_path)
+
+
+def test_a_footer_that_names_a_batch_many_times_is_refused(tmp_path: Path, read: Any) -> None:
+    """Else a small file would be a very large one."""
+    schema = pa.schema([("text", pa.string())])
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, schema) as writer:
+        for number in range(20):
+            writer.write_batch(pa.record_batch({"text": [f"{number:04}"] * 5}, schema))
+    data = sink.getvalue()
+    footer = int.from_bytes(data[-10:-6], "little")
+    head, tail = data[: -10 - footer], data[-10 - footer :]
+    with pa.ipc.open_stream(data[8:]) as stream:  # the messages of the file, one after the other
+        assert stream.read_all().num_rows == 100
+    places = [at for at in range(8, len(head), 8) if tail.count(struct.pack("<q", at)) == 1]
+    assert len(places) >= 20
+    for at in places:
+        tail = tail.replace(struct.pack("<q", at), struct.pack("<q", places[0]))
+    (tmp_path / "a.arrow").write_bytes(head + tail)
+    with pytest.raises(InputError, match=r"a.arrow.*several batches at one place"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_rows_of_nulls_than_a_file_can_have_are_refused(tmp_path: Path, read: Any, stream: bool) -> None:
+    schema = pa.schema([("text", pa.null())])
+    make = pa.ipc.new_stream if stream else pa.ipc.new_file
+    for rows_in_it in (1000, (1 << 31) - 1):
+        with make(tmp_path / "a.arrow", schema) as writer:
+            writer.write_batch(pa.RecordBatch.from_arrays([pa.nulls(rows_in_it)], schema=schema))
+        if rows_in_it == 1000:
+            assert len(read(tmp_path, nulls="keep").rows) == 1000
+        else:
+            with pytest.raises(InputError, match=r"a.arrow.*claims 2147483647 rows, more than a file of"):
+                read(tmp_path)
+
+
+def test_avro_records_without_bytes_are_bounded(tmp_path: Path, read: Any) -> None:
+    schema = {"type": "record", "name": "R", "fields": [{"name": "text", "type": "null"}]}
+    path = tmp_path / "a.avro"
+    with open(path, "wb") as sink:
+        fastavro.writer(sink, schema, [{"text": None}] * 1000)
+    whole = path.read_bytes()
+    assert len(read(tmp_path, nulls="keep").rows) == 1000
+    sync = whole[-16:]
+    head = whole[: whole.index(sync) + 16]
+    for count in (10**12, -1):
+        block = io.BytesIO()
+        fastavro.schemaless_writer(block, "long", count)
+        path.write_bytes(head + block.getvalue() + b"\0" + sync)
+        with pytest.raises(InputError, match=r"a.avro.*claims a number of records that cannot be"):
+            read(tmp_path)
+
+
+def test_avro_records_become_batches_by_their_bytes(tmp_path: Path) -> None:
+    """As many long texts as a batch may have rows need no more memory than a few."""
+    schema = {"type": "record", "name": "R", "fields": [{"name": "text", "type": "string"}]}
+    sink = io.BytesIO()
+    texts = [f"{number:07} " * 125_000 for number in range(100)]
+    fastavro.writer(sink, schema, [{"text": text} for text in texts], codec="deflate")
+    data = sink.getvalue()
+    file = AvroFile(buffered(lambda at, length: data[at : at + length], len(data), 1 << 16), len(data), lambda: None)
+    batches = list(file.batches(0, None, ["text"], 4096))
+    assert max(batch.nbytes for batch in batches) < 20 << 20
+    assert [text for batch in batches for text in batch["text"].to_pylist()] == texts
+
+
+def test_want_of_memory_is_no_damage_of_avro(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = avro()
+    file = AvroFile(buffered(lambda at, length: data[at : at + length], len(data), 1 << 16), len(data), lambda: None)
+
+    def no_memory(*_: Any) -> pa.Array:
+        raise pa.lib.ArrowMemoryError("none left")
+
+    monkeypatch.setattr(pa, "array", no_memory)
+    with pytest.raises(MemoryError):
+        list(file.batches(0, None, ["text"], 10))

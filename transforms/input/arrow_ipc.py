@@ -10,7 +10,7 @@ from itertools import pairwise
 import pyarrow as pa
 
 from .containers import Container, Range
-from .decoding import MAX_ALLOWANCE, MAX_RANGES, Damaged
+from .decoding import MAX_ALLOWANCE, MAX_RANGES, PLAUSIBLE, Damaged
 
 __all__ = ["open_arrow"]
 
@@ -60,7 +60,10 @@ class _Stream:
         return min(4 * self._size, MAX_ALLOWANCE)
 
     def batches(self, start: int, stop: int | None, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        rows = 0
         for batch in self._reader:
+            rows += batch.num_rows
+            _check_rows(rows, self._size)
             yield batch.select(columns)
 
 
@@ -76,12 +79,15 @@ class _File:
             raise Damaged("its footer is damaged") from None
         if any(low < 8 or meta <= 0 or body < 0 or low + meta + body > size for low, meta, body in places):
             raise Damaged("its footer claims batches where the file has none")
+        if any(low + meta + body > after for (low, meta, body), (after, _, _) in pairwise(sorted(places))):
+            raise Damaged("its footer claims several batches at one place")
         self._bodies = [body for _, _, body in places]
         self._rows = []
         for low, meta, _ in places:
             alive()
             stream.seek(low)
             self._rows.append(_rows(stream.read(meta)))
+        _check_rows(sum(self._rows), size)
         stream.seek(0)
         self._reader = self._opened(None)
         self.schema = self._reader.schema
@@ -169,6 +175,12 @@ class _Table:
         if count * items.size > len(self._data):
             raise IndexError
         return [items.unpack_from(self._data, target + 4 + items.size * index) for index in range(count)]
+
+
+def _check_rows(rows: int, size: int) -> None:
+    """Refuses what a file of that many bytes cannot mean: columns of nulls have any number of rows in no bytes."""
+    if rows > 8 * PLAUSIBLE * size:
+        raise Damaged(f"it claims {rows} rows, more than a file of {size} bytes can have")
 
 
 def _rows(metadata: bytes) -> int:

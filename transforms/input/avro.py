@@ -14,11 +14,12 @@ import pyarrow as pa
 import zstandard
 
 from .containers import Range
-from .decoding import MAX_ALLOWANCE, Damaged
+from .decoding import MAX_ALLOWANCE, PLAUSIBLE, Damaged
 
 __all__ = ["AvroFile"]
 
 _MAX_DEPTH = 50
+_BATCH_BYTES = 16 << 20  # of a file, after which its records become a batch
 _PLAIN = {
     "null": pa.null(),
     "boolean": pa.bool_(),
@@ -108,13 +109,22 @@ class AvroFile:
     def batches(self, start: int, stop: int | None, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
         schema = pa.schema([self.schema.field(name) for name in columns])
         rows: list[dict[str, Any]] = []
+        size = 0  # bytes that the rows have in their blocks
+        empty = PLAUSIBLE * self._size  # records without any bytes that are believed
         for block in self._guarded(self._blocks):
             self._alive()
+            data = block.bytes_
+            empty -= max(block.num_records - len(data.getbuffer()), 0)
+            if block.num_records < 0 or empty < 0:
+                raise Damaged("a block of it claims a number of records that cannot be")
+            at = 0
             for row in self._guarded(block):
                 rows.append(row)
-                if len(rows) == batch_rows:
+                size += data.tell() - at
+                at = data.tell()
+                if len(rows) == batch_rows or size >= _BATCH_BYTES:
                     yield self._batch(rows, schema)
-                    rows = []
+                    rows, size = [], 0
         if rows:
             yield self._batch(rows, schema)
 
@@ -148,6 +158,8 @@ class AvroFile:
             values = [row[field.name] for row in rows]
             try:
                 columns.append(pa.array([convert(value) for value in values] if convert else values, field.type))
+            except MemoryError:  # that of Arrow is an ArrowException too
+                raise
             except (pa.ArrowException, ValueError, OverflowError, decimal.DecimalException):
                 raise Damaged(f"a value of column {field.name!r} does not fit into {field.type}") from None
         return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -20,6 +20,7 @@ from .nested import find_path, roots
 __all__ = [
     "MAX_ALLOWANCE",
     "MAX_RANGES",
+    "PLAUSIBLE",
     "Damaged",
     "Source",
     "Times",
@@ -41,7 +42,8 @@ _MAX_DEPTH = 100
 MAX_ALLOWANCE = 4 << 30
 """Memory for what lies in a file as one piece, at most, whatever the file claims."""
 
-_PLAUSIBLE = 1000  # times smaller than its contents a column chunk may be; what claims more is not believed
+PLAUSIBLE = 1000
+"""Times smaller than its contents a part of a file may be; what claims more is not believed."""
 
 
 class Damaged(Exception):  # noqa: N818 - it never leaves the decoder
@@ -150,7 +152,7 @@ def ranges(
             raise Damaged(f"its footer claims fewer than no rows or bytes in row group {index}")
         if size is not None and claimed > size:
             raise Damaged("its footer claims more bytes of columns than the file has")
-        weight = sum(min(full, _PLAUSIBLE * packed) for full, packed in sizes)
+        weight = sum(min(full, PLAUSIBLE * packed) for full, packed in sizes)
         pieces = max(1, min(-(-weight // split_bytes), MAX_RANGES, group.num_rows))
         edges = [row + group.num_rows * piece // pieces for piece in range(pieces + 1)]
         if pieces == 1 and found and found[-1][2] + weight <= split_bytes:
