@@ -89,7 +89,7 @@ def _launch(options: Namespace, flags: list[str], command: str, settings: dict[s
             from . import job
 
             with counting(progress.live):
-                return getattr(job, command)(**settings, beam_options=flags)
+                return getattr(job, command)(**settings, beam_options=check_flags(flags))
 
         from .failures import deaths_noted, told_death
 
@@ -163,7 +163,7 @@ def _inspect(options: Namespace, _: list[str]) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Namespace, list[str]], int]] = {"inspect": _inspect, "demo": _demo}
-_NOT_SETTINGS = ("command", "own", "quiet", "progress", "log_level")
+_NOT_SETTINGS = ("command", "own", "elsewhere", "quiet", "progress", "log_level")
 
 
 def _interruptible(work: Callable[[], T], progress: Any, output: str) -> T:

@@ -9,9 +9,11 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from distilbeam.transforms import errors
+from distilbeam.transforms.discretion import masked
 from distilbeam.transforms.output.history import list_entries
 from distilbeam.transforms.output.manifest import find_manifest
 from distilbeam.transforms.storage.filesystems import is_local
@@ -30,6 +32,13 @@ _CLASS = re.compile(r"^ +.*\n([A-Za-z_][\w.]*)(?=:|$)", re.M)
 _FRAME = re.compile(r'^ *File "([^"]+)", line (\d+)', re.M)
 # What the thread of a worker process raises once that has ended.
 _DEATH = re.compile(r"Worker subprocess exited with return code (-?\d+)")
+# Where Beam hands a job to a runner elsewhere, and where it or we run one.
+_ELSEWHERE = re.compile(r"/apache_beam/runners/(portability/(portable|flink|spark|prism)_\w+|dataflow/\w+)\.py$")
+_WORKER = re.compile(
+    r"/apache_beam/runners/(worker|portability/fn_api_runner|direct|interactive)/|/transforms/\w+\.py$"
+)
+_QUOTED = re.compile(r'Traceback|\[while running|^ *File "', re.M)
+_LONGEST = 300
 _RESUME = "run again with `if_exists='resume'`, which keeps the finished work"
 _STEP = re.compile(r" \[while running '.*", re.S)
 
@@ -50,9 +59,16 @@ def recover(error: BaseException) -> errors.DistilbeamError | None:
 
 
 def explain(error: BaseException) -> str:
-    """What is said of an error that is not ours: its class alone, since its message may quote a document."""
+    """What is said of an error that is not ours: its class alone, since its message may quote a document.
+
+    A runner that has not taken the job has seen no document, so of its errors the first line is told too.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{type(error).__name__}, because the disk is full; free some space and {_RESUME}"
+    if _is_of_submission(error):
+        details = getattr(error, "details", None)  # of gRPC, whose text begins with a heading
+        lines = str(details() if callable(details) else error).strip().splitlines()
+        return type(error).__name__ + (f": {masked(lines[0])[:_LONGEST]}" if lines else "")
     names = _CLASS.findall(str(error)) if _quotes_a_traceback(error) else []
     return str(names[-1]) if names else type(error).__name__
 
@@ -113,6 +129,14 @@ def frames(error: BaseException) -> list[str]:
     """Where an error came from, outermost first, as ``file:line``."""
     told = [f"{name}:{line}" for name, line in _FRAME.findall(str(error))] if _quotes_a_traceback(error) else []
     return [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)] + told
+
+
+def _is_of_submission(error: BaseException) -> bool:
+    """Whether a runner elsewhere has failed before it ran anything."""
+    places = [(Path(frame.filename).as_posix(), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    if any(name == "wait_until_finish" or _WORKER.search(place) for place, name in places):
+        return False
+    return any(_ELSEWHERE.search(place) for place, _ in places) and not _QUOTED.search(str(error))
 
 
 def _quotes_a_traceback(error: BaseException) -> bool:

@@ -27,15 +27,18 @@ from distilbeam.transforms.errors import DistilbeamError, SettingsError, Unknown
 from distilbeam.transforms.features import WriteFeatures
 from distilbeam.transforms.fitness import check_spec
 from distilbeam.transforms.inference import Classify, Embed, Featurize, Tokenize, settings_of
+from distilbeam.transforms.input.read_settings import column_names
 from distilbeam.transforms.metrics import counting, named
 from distilbeam.transforms.output.increments import Changes, compare, holding
 from distilbeam.transforms.output.losses import Losses, lost_rows
 from distilbeam.transforms.output.manifest import Manifest, SplitRecord, find_manifest, load_manifest
+from distilbeam.transforms.storage.filesystems import check_url
 
 from . import worker
+from .beam_options import as_pipeline_options, refuse_beam_settings
 from .failures import recover
 from .opening import features_of
-from .options import check_flags, is_direct, is_in_process
+from .options import is_direct, is_in_process
 from .preview import Preview, preview
 from .progress import FINISHED, TITLES, Planned, Progress, in_notebook
 from .quiet import tracebacks_kept_back
@@ -168,7 +171,7 @@ def run(
     compression: str = "auto",
     vector_type: str = "fixed",
     max_shard_bytes: int | None = None,
-    beam_options: Sequence[str] = (),
+    beam_options: PipelineOptions | Mapping[str, Any] | Sequence[str] | None = None,
     progress: str | None = None,
 ) -> Summary | Preview | None:
     """Read documents, compute their features and write them.
@@ -213,7 +216,9 @@ def run(
         vector_type: how Parquet declares vectors: ``fixed`` for fixed-size lists, ``list`` for lists, as Beam's own
             ``ReadFromParquet(as_rows=True)`` and YAML need; lists always where ``nulls`` keeps rows without a text.
         max_shard_bytes: largest file that is written.
-        beam_options: options of Apache Beam, as on the command line. Without ``--runner`` the job runs in this process.
+        beam_options: options of Apache Beam: flags as on the command line, a dict such as
+            ``{"runner": "FlinkRunner"}``, or its ``PipelineOptions``. Without a runner the job runs in this process.
+            In a list, options that only a job server knows come after ``"--"``.
         progress: ``none``, ``log``, ``bar`` or ``auto``; None for a bar in a notebook and nothing elsewhere.
 
     Returns:
@@ -223,8 +228,8 @@ def run(
     Raises:
         DistilbeamError: a setting, an input, the model or the output is wrong, or too many rows were rejected.
     """
-    output, since = os.fspath(output), None if since is None else os.fspath(since)
-    options = check_flags(beam_options)
+    output, since = check_url(output), None if since is None else check_url(since)
+    options = as_pipeline_options(beam_options)
     local, here = is_direct(options), is_in_process(options)
     transform = _reading(transform, text, separator)
     if local:
@@ -291,6 +296,7 @@ def run(
             dimensions=checkpoint.dimensions(transform.spec.pooling),
             labels=checkpoint.labels,
             records=before and (*before[0], *before[1]),
+            ledger=ledger,
         )
     start = time.monotonic()
     title = TITLES.get(type(transform).__name__.lower(), "featurizing")
@@ -332,6 +338,7 @@ def _run(kind: type[Featurize], model: str | Path, settings: dict[str, Any]) -> 
     ours = inspect.signature(run).parameters.keys() - {"transform"}
     name = kind.__name__.lower()
     known = {*settings_of(kind), *ours}
+    refuse_beam_settings(f"{name}()", settings.keys() - known)
     check_keywords(f"{name}()", settings, known)
     missing = [each for each in ("features", "input", "output") if each in known and each not in settings]
     if missing:
@@ -403,7 +410,7 @@ def _runner(options: PipelineOptions) -> FnApiRunner:
 def _reading(transform: Featurize, text: str | Sequence[str], separator: str) -> Featurize:
     """The transform with the text columns in its own settings, so that the output says what it was made of."""
     spec = transform.spec
-    columns = (text,) if isinstance(text, str) else tuple(text)
+    columns = column_names("text", text)
     transform = copy.copy(transform)
     transform.spec = replace(
         spec,

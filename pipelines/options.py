@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,7 +24,7 @@ from .usage import BEAM, COMMANDS, EPILOG, EXAMPLES
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-__all__ = ["COMMANDS", "beam_flags", "check_flags", "is_direct", "is_in_process", "parse", "spellings"]
+__all__ = ["COMMANDS", "beam_flags", "check_flags", "check_names", "is_direct", "is_in_process", "parse", "spellings"]
 
 _DIRECT = ("", "direct", "directrunner", "fnapi", "fnapirunner")
 
@@ -63,7 +63,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         )
     parser = _parser()
     options, flags = parser.parse_known_args(argv)
-    _check_names(flags, options.own, set() if options.command in ("inspect", "demo") else beam_flags())
+    beam = set() if options.command in ("inspect", "demo") else beam_flags()
+    check_names(flags, options.own, beam, options.command, options.elsewhere)
     missing = [name for name in _REQUIRED if getattr(options, name, True) is None]
     if missing:
         names = ", ".join(f"--{name}" for name in missing)
@@ -85,8 +86,8 @@ def beam_flags() -> set[str]:
     return set(re.findall(r"""['"](--[a-z0-9][\w-]*)['"]""", source))
 
 
-def check_flags(flags: Sequence[str]) -> PipelineOptions:
-    """The options of Beam, once it has checked their values.
+def check_flags(flags: Sequence[str] | Mapping[str, Any]) -> PipelineOptions:
+    """The options of Beam, given as flags or as values by name, once it has checked their values.
 
     Raises:
         SettingsError: a value is wrong.
@@ -96,7 +97,10 @@ def check_flags(flags: Sequence[str]) -> PipelineOptions:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), warnings_of_imports_kept_back():
-            options = PipelineOptions(list(flags))
+            if isinstance(flags, Mapping):
+                options = PipelineOptions.from_dictionary(dict(flags))
+            else:
+                options = PipelineOptions(list(flags))
             options.get_all_options(retain_unknown_options=True)
     except SystemExit:
         raise SettingsError(complaint.getvalue().strip().rpartition("error: ")[2]) from None
@@ -117,7 +121,25 @@ def is_in_process(options: PipelineOptions) -> bool:
     return is_direct(options) and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
 
 
-def _check_names(flags: Iterable[str], own: set[str], beam: set[str]) -> None:
+def check_names(
+    flags: Iterable[str],
+    own: set[str],
+    beam: set[str],
+    command: str = "",
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Checks the names of flags that are left for Beam.
+
+    Args:
+        flags: names and values, in order.
+        own: the options of the command, which are suggested for unknown ones too.
+        beam: the options of Beam.
+        command: the command.
+        elsewhere: the commands that have each option of ours.
+
+    Raises:
+        SettingsError: a name is not known, or a value belongs to none.
+    """
     expected = True  # a word after an option of Beam's is its value
     for flag in flags:
         name = flag.partition("=")[0]
@@ -125,11 +147,21 @@ def _check_names(flags: Iterable[str], own: set[str], beam: set[str]) -> None:
             if expected:
                 raise SettingsError(f"did not expect {name!r}; every setting is given as --name value")
             expected = True
+        elif name not in beam and (others := (elsewhere or {}).get(name)):
+            raise SettingsError(f"there is no option {name} of {command}; {_listed(others)} {_has(others)} it")
         elif name not in beam:
             advice = "; options that only a job server knows come after --" if beam else ""
             raise SettingsError(f"there is no option {name}{_suggest(name, own | beam) or advice}")
         else:
             expected = "=" in flag
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _has(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
 
 
 def _is_number(word: str) -> bool:
@@ -158,6 +190,7 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"distilbeam {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    elsewhere: dict[str, list[str]] = {}
     for name, summary in COMMANDS.items():
         job = name not in ("inspect", "demo")
         usage = {"inspect": "distilbeam inspect OUTPUT [options]", "demo": "distilbeam demo [options]"}
@@ -187,7 +220,10 @@ def _parser() -> _Parser:
             _add_run(command)
         if name == "inspect":
             _add_log_level(command)
-        command.set_defaults(own={flag for action in command._actions for flag in action.option_strings})
+        own = {flag for action in command._actions for flag in action.option_strings}
+        for flag in own:
+            elsewhere.setdefault(flag, []).append(name)
+        command.set_defaults(own=own, elsewhere=elsewhere)
     return parser
 
 

@@ -10,11 +10,13 @@ from functools import partial
 import pyarrow as pa
 
 from distilbeam.transforms.documents import ReadDocuments
-from distilbeam.transforms.featurization import FeatureSpec, without_rows
+from distilbeam.transforms.featurization import FeatureSpec, refuse_taken, without_rows
 from distilbeam.transforms.input.discovery import discover
 from distilbeam.transforms.input.limits import plan_splits
 from distilbeam.transforms.input.planning import read_schema
+from distilbeam.transforms.input.reading import transient_columns
 from distilbeam.transforms.output.increments import files_of
+from distilbeam.transforms.output.ledger import Ledger
 from distilbeam.transforms.output.manifest import SplitRecord
 
 __all__ = ["Preview", "preview"]
@@ -73,6 +75,7 @@ def preview(
     dimensions: int | None = None,
     labels: Sequence[str] = (),
     records: Sequence[SplitRecord] | None = None,
+    ledger: Ledger | None = None,
 ) -> Preview:
     """The plan of a job. Nothing is written, and of the files no more is read than a plan needs.
 
@@ -83,16 +86,23 @@ def preview(
         dimensions: length of the model's vectors, if it is known.
         labels: names of the model's classes.
         records: what the outputs hold that the job would go on from; None if it would not.
+        ledger: the outputs that the job would go on from; None if they are not to be looked at.
 
     Raises:
         InputError: as ``planning.plan_splits``.
+        SettingsError: as ``featurization.refuse_taken``.
+        OutputExistsError: as ``Ledger.check``.
     """
     settings = documents.settings
     _, passed = discover(settings.path, settings.format)
     splits = plan_splits(settings)
     parts = {part.source: part for split in splits for part in split.parts}
-    transient = [name for name in settings.transient if name not in (settings.keep or ())]
-    schema = pa.schema([field for field in read_schema(splits[0]) if field.name not in transient])
+    schema = read_schema(splits[0])
+    refuse_taken(schema.names, spec)
+    if ledger is not None:
+        ledger.check(settings)
+    transient = transient_columns(settings, splits[0])
+    schema = pa.schema([field for field in schema if field.name not in transient])
     before = files_of(records) if records is not None else {}
     return Preview(
         output=output,

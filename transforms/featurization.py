@@ -146,6 +146,13 @@ def document_texts(batch: pa.RecordBatch, columns: Sequence[str], separator: str
     return pc.if_else(empty, pa.scalar(None, pa.string()), joined)
 
 
+def refuse_taken(names: Sequence[str], spec: FeatureSpec) -> None:
+    """Raises SettingsError if a column of the input has the name of a feature."""
+    taken = [name for name in spec.columns if name in names]
+    if taken:
+        raise SettingsError(f"the input has a column {taken[0]!r} already; set `prefix` to name the features otherwise")
+
+
 def featurize(batch: pa.RecordBatch, spec: FeatureSpec, encoder: Encoder | IsolatedEncoder) -> pa.RecordBatch:
     """Append the columns of ``spec`` to a batch.
 
@@ -173,9 +180,7 @@ def featurize_with_failures(
     provenance = Provenance.of(batch)
     if provenance is not None and provenance.finished:
         return without_rows(batch, spec), {}
-    taken = [name for name in spec.columns if name in batch.schema.names]
-    if taken:
-        raise SettingsError(f"the input has a column {taken[0]!r} already; set `prefix` to name the features otherwise")
+    refuse_taken(batch.schema.names, spec)
     text_columns, separator = text_source(spec, provenance)
     texts = document_texts(batch, text_columns, separator)
     present = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))

@@ -18,6 +18,12 @@ def columns_like(name: str, names: Sequence[str]) -> str:
     """
     similar = difflib.get_close_matches(name.lower(), {each.lower() for each in names}, 3, 0.6)
     found = [each for each in names if each.lower() in similar]
+    if found and len(names) == 1:
+        return f"its only column is {found[0]!r}"
     if found:
-        return f"of its {len(names)} columns {', '.join(map(repr, found[:3]))} is named most like it"
-    return f"it has {len(names)} columns, none of a name like that"
+        return f"of its {_columns(len(names))} {', '.join(map(repr, found[:3]))} is named most like it"
+    return f"it has {_columns(len(names))}, none of a name like that"
+
+
+def _columns(count: int) -> str:
+    return f"{count:,} column{'' if count == 1 else 's'}"

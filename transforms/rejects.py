@@ -17,7 +17,15 @@ from .discretion import discreet
 from .errors import OutputError, RejectLimitError, SettingsError
 from .provenance import Provenance
 
-__all__ = ["REJECTS_SCHEMA", "RejectLimit", "RejectWatch", "Rejects", "parse_max_rejects", "rejects_table"]
+__all__ = [
+    "REJECTS_SCHEMA",
+    "RejectLimit",
+    "RejectWatch",
+    "Rejects",
+    "parse_max_rejects",
+    "rejects_table",
+    "told_cause",
+]
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -129,6 +137,16 @@ def parse_max_rejects(value: int | str | None) -> RejectLimit:
         ) from None
 
 
+def told_cause(stage: str, error: str, count: int, reason: str) -> str:
+    """What is told of the rejects of a stage and error: how many, and the reason of one of them.
+
+    Example:
+        >>> told_cause("text", "NullText", 3, "the text is null")
+        'NullText in stage text (3): the text is null'
+    """
+    return f"{error} in stage {stage} ({count}): {' '.join(reason.split())}"
+
+
 class RejectWatch:
     """Counts the rejects that one worker meets, so that a job that cannot succeed ends early.
 
@@ -143,6 +161,7 @@ class RejectWatch:
         self._splits: dict[str, tuple[int, int]] = {}  # a split that is begun anew is counted anew
         self._rejects = self._seen = 0
         self._causes: dict[str, Counter[tuple[str, str]]] = {}  # of the splits with rejects
+        self._reasons: dict[tuple[str, str], str] = {}  # an example for each cause
 
     def add(self, provenance: Provenance, rows: int) -> None:
         """Count a batch.
@@ -167,6 +186,8 @@ class RejectWatch:
         if new:
             causes_of_split = self._causes.setdefault(provenance.split, Counter())
             causes_of_split.update((reject.stage, reject.error) for reject in provenance.rejects)
+            for reject in provenance.rejects:
+                self._reasons.setdefault((reject.stage, reject.error), reject.reason)
         # As the reader counts them, since a step in between may drop rows.
         self._read.setdefault(provenance.split, {})[provenance.part] = provenance.seen
         if provenance.last:
@@ -175,11 +196,11 @@ class RejectWatch:
                 self._ended[provenance.split] = read, provenance.bytes
         if new and self._limit.hopeless(self._rejects, self._seen, self._most(provenance.total)):
             causes = sum(self._causes.values(), Counter[tuple[str, str]]()).most_common(3)
-            frequent = ", ".join(f"{error} in stage {stage} ({count})" for (stage, error), count in causes)
+            frequent = "; ".join(told_cause(*cause, count, self._reasons[cause]) for cause, count in causes)
             raise RejectLimitError(
                 f"{self._rejects} of the first {self._seen} rows were set aside, more than the {self._limit} that "
                 f"`max_rejects` will allow, so the job was ended early; nothing was committed. Most frequent: "
-                f"{frequent}, the last in {provenance.source!r}; repair the input, correct the settings, or raise "
+                f"{frequent}. The last was in {provenance.source!r}; repair the input, correct the settings, or raise "
                 "`max_rejects` and run again with `if_exists='resume'`, which keeps the finished work"
             )
 

@@ -4,7 +4,9 @@ import errno
 import re
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +136,56 @@ def test_a_commit_under_way_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(told) > 1
     assert all(told)
     assert not commits_now(output)
+
+
+def _raised_at(place: str, function: str, error: Exception) -> Exception:
+    """The error as if it had come out of a function of a file."""
+    scope: dict[str, Any] = {"error": error}
+    exec(compile(f"def {function}():\n    raise error", place, "exec"), scope)
+    return raised_by(scope[function])
+
+
+def raised_by(function: Callable[[], object]) -> Exception:
+    try:
+        function()
+    except Exception as caught:
+        return caught
+    raise AssertionError
+
+
+RUNNERS = "/lib/apache_beam/runners"
+REFUSED = "cannot reach http://me:secret@h:9/j?token=abc\nsecond line"
+
+
+@pytest.mark.parametrize(
+    ("place", "function", "message", "told"),
+    [
+        (f"{RUNNERS}/portability/portable_runner.py", "run_pipeline", REFUSED, True),
+        (f"{RUNNERS}/portability/flink_runner.py", "create_job_service", REFUSED, True),
+        (f"{RUNNERS}/dataflow/dataflow_runner.py", "run_pipeline", REFUSED, True),
+        (f"{RUNNERS}/portability/portable_runner.py", "wait_until_finish", "a document", False),
+        (f"{RUNNERS}/portability/portable_runner.py", "run_pipeline", "x\nTraceback (most recent call last):", False),
+        (f"{RUNNERS}/portability/portable_runner.py", "run_pipeline", "a document [while running 'Read']", False),
+        (f"{RUNNERS}/portability/fn_api_runner/fn_runner.py", "run_pipeline", "a document", False),
+        (f"{RUNNERS}/worker/operations.py", "process", "a document", False),
+        ("/lib/distilbeam/transforms/documents.py", "process", "a document", False),
+    ],
+)
+def test_what_a_runner_says_before_it_has_a_job_is_told(place: str, function: str, message: str, told: bool) -> None:
+    shown = explain(_raised_at(place, function, RuntimeError(message)))
+    assert shown == ("RuntimeError: cannot reach http://***@h:9/j?token=***" if told else "RuntimeError")
+
+
+def test_a_runner_that_beam_cannot_start_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.portability.job_server import JavaJarJobServer
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("there is no Java here")
+
+    monkeypatch.setattr(JavaJarJobServer, "local_jar", refuse)
+    monkeypatch.setattr(JavaJarJobServer, "path_to_beam_jar", refuse)
+    pipeline = beam.Pipeline(options=PipelineOptions(["--runner=FlinkRunner", "--flink_master=localhost:9"]))
+    _ = pipeline | beam.Create([None])
+    assert explain(raised_by(pipeline.run)) == "RuntimeError: there is no Java here"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -90,3 +92,59 @@ def test_the_command_prints_the_plan(folder: Path, model: str, capsys: pytest.Ca
     assert "2 rows" in capsys.readouterr().out
     assert pq.read_table(out / "features")["id"].to_pylist() == [1, 2]
     assert main([*command, "--incremental"]) == 2
+
+
+def _refusals(model: str, job: dict[str, Any]) -> list[tuple[type[Exception], str]]:
+    """What a dry run and then the job itself say."""
+    told = []
+    for dry_run in (True, False):
+        with pytest.raises((SettingsError, InputError, OutputExistsError)) as caught:
+            tokenize(model, **job, dry_run=dry_run)
+        told.append((caught.type, str(caught.value)))
+    return told
+
+
+def test_a_column_of_the_name_of_a_feature_ends_the_dry_run(folder: Path, model: str) -> None:
+    (folder / "a.jsonl").write_text('{"text": "a", "truncated": 1}\n')
+    job = {"input": str(folder), "output": str(folder.parent / "out")}
+    dry, real = _refusals(model, job)
+    assert dry == real
+    assert "the input has a column 'truncated' already" in dry[1]
+    assert isinstance(tokenize(model, **job, prefix="x_", dry_run=True), Preview)
+
+
+def test_what_cannot_be_gone_on_from_ends_the_dry_run_and_nothing_changes(folder: Path, model: str) -> None:
+    out, later = folder.parent / "out", folder.parent / "later"
+    job = {"input": str(folder), "output": str(out)}
+    tokenize(model, **job)
+    before = _files(folder.parent)
+    (folder.parent / "elsewhere.jsonl").write_text('{"id": 9, "text": "z"}\n')
+    for change in (
+        {"if_exists": "resume", "max_length": 8},
+        {"if_exists": "resume", "keep": ["id"]},
+        {"incremental": True, "max_length": 8},
+        {"incremental": True, "input": str(folder.parent / "elsewhere.jsonl")},
+        {"since": str(out), "output": str(later), "nulls": "keep"},
+        {"since": str(folder), "output": str(later)},
+    ):
+        dry, real = _refusals(model, {**job, **change})
+        assert dry == real, change
+    found = tokenize(model, **job, incremental=True, max_length=8, if_changed="overwrite", dry_run=True)
+    assert isinstance(found, Preview)
+    assert isinstance(tokenize(model, **{**job, "output": str(later)}, since=str(out), dry_run=True), Preview)
+    assert {path: time for path, time in _files(folder.parent).items() if path in before} == before
+    assert not later.exists()
+
+
+def test_a_field_of_a_struct_is_not_kept_beside_it(folder: Path, model: str) -> None:
+    path = folder.parent / "a.parquet"
+    pq.write_table(pa.table({"id": [1], "review": [{"body": "a b", "stars": 3}]}), path)
+    for more in ({}, {"keep": ["id", "review.stars"]}):
+        out = folder.parent / f"out{len(more)}"
+        job = {"input": str(path), "output": str(out), "text": "review.body", **more}
+        found = tokenize(model, **job, dry_run=True)
+        assert isinstance(found, Preview)
+        tokenize(model, **job)
+        written = pq.ParquetDataset(out / "features").schema.names
+        assert [name for name, _ in (*found.columns, *found.features)] == written
+        assert found.transient == ("review.body",)

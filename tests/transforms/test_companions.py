@@ -170,3 +170,22 @@ def test_names_of_data_are_no_companions() -> None:
         "security.txt",
     ):
         assert not is_companion(name), name
+
+
+@pytest.mark.parametrize("folder", ["readme", "license", "docs.md", "Notice"])
+def test_the_name_of_a_folder_names_no_file_in_it(tmp_path: Path, folder: str) -> None:
+    _parquet(tmp_path / folder / "p.parquet")
+    for name in ("README.md", folder, "deep/LICENSE"):
+        path = tmp_path / folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("about")
+    for path in (tmp_path / folder, tmp_path / f"{folder}*"):
+        found = list_inputs(ReadSettings((str(path),)))
+        assert [Path(info.url).name for info in found] == ["p.parquet"], path
+
+
+def test_a_glob_that_spells_a_companion_wants_it(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("a document")
+    (tmp_path / "b.md").write_text("another")
+    found = list_inputs(ReadSettings((str(tmp_path / "*.md"),), format="text"))
+    assert [Path(info.url).name for info in found] == ["README.md", "b.md"]

@@ -123,7 +123,9 @@ def test_a_split_that_is_begun_anew_is_counted_anew() -> None:
     with pytest.raises(RejectLimitError) as caught:
         watch.add(bad("s", 2, "Late"), 5)
     assert str(caught.value).startswith("4 of the first 9 rows were set aside")
-    assert "Late in stage read (2), Other in stage read (1), Early in stage read (1), the last" in str(caught.value)
+    assert "Late in stage read (2): -; Other in stage read (1): -; Early in stage read (1): -. The last" in str(
+        caught.value
+    )
 
 
 def counted_batches(
@@ -211,3 +213,14 @@ def test_a_plan_that_knows_its_rows_tells_them() -> None:
     assert [split.rows for split in (lines, rows, kept)] == [None, 20, 40]
     assert [split.total for split in with_totals([lines, rows, kept])] == [(60, 700)] * 3
     assert [split.total for split in with_totals([lines, replace(kept, seen=None)])] == [None, None]
+
+
+def test_a_job_that_ends_early_tells_a_reason_of_each_cause() -> None:
+    watch = RejectWatch(RejectLimit(count=2))
+    reject = Reject("read", "TypeError", "the value of column 'stars'\ndoes not fit")
+    with pytest.raises(RejectLimitError) as caught:
+        watch.add(Provenance("/in", "s", rejects=(reject, reject, Reject("text", "NullText", "the text is null"))), 5)
+    assert (
+        "Most frequent: TypeError in stage read (2): the value of column 'stars' does not fit; "
+        "NullText in stage text (1): the text is null. The last was in '/in'; " in str(caught.value)
+    )

@@ -134,3 +134,63 @@ class _Stream:
     def read(self, size: int) -> bytes:
         data, self._data = self._data[:size], self._data[size:]
         return data
+
+
+def test_a_file_without_the_text_column_is_named_once(
+    tmp_path: Path, read: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, column in (("a", "text"), ("b", "body"), ("c", "body"), ("d", "title")):
+        pq.write_table(pa.table({column: ["x"], "n": [1]}), tmp_path / f"{name}.parquet")
+    found = read(tmp_path)
+    assert found.texts == ["x"]
+    assert [error for _, error in found.bad] == ["NullText"] * 3
+    (told,) = [record.getMessage() for record in caplog.records if "has no column" in record.getMessage()]
+    assert f"{str(tmp_path / 'b.parquet')!r}" in told
+    assert "has no column 'text', so that every row of it is set aside" in told
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings"),
+    [
+        (["title", "text"], {"text": ["text", "title"]}),
+        ([], {"text": "n"}),
+    ],
+)
+def test_a_file_with_one_of_the_text_columns_is_none_without(
+    tmp_path: Path, read: Any, caplog: pytest.LogCaptureFixture, columns: list[str], settings: dict[str, Any]
+) -> None:
+    for name in columns or ["n"]:
+        pq.write_table(pa.table({name: ["x"]}), tmp_path / f"{name}.parquet")
+    read(tmp_path, **settings)
+    assert "has no column" not in caplog.text
+
+
+def test_lines_and_folders_may_lack_or_give_a_text_column(
+    tmp_path: Path, read: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines(tmp_path / "a.jsonl", '"one"')
+    lines(tmp_path / "b.jsonl", '"two"', key="other")
+    read(tmp_path)
+    for folder in ("text=a", "text=b"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"n": [1]}), tmp_path / "in" / folder / "a.parquet")
+    assert read(tmp_path / "in").texts == ["a", "b"]
+    assert "has no column" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told", "untold"),
+    [
+        ("a.csv", "id;text\n1;x\n", "its only column is 'id;text'; .*`csv_delimiter`; .*`columns`", None),
+        ("a.csv", "1,x\n", "it has 2 columns, .*no header, name their columns with `columns`", "csv_delimiter"),
+        ("a.tsv", "1\n", "it has 1 column, .*no header, name their columns with `columns`", "csv_delimiter"),
+        ("a.jsonl", '{"a": 1}\n', "it has 1 column, none of a name like that", "`columns`"),
+    ],
+)
+def test_a_text_column_that_is_not_there_is_told_with_what_may_be_wrong(
+    tmp_path: Path, read: Any, name: str, data: str, told: str, untold: str | None
+) -> None:
+    (tmp_path / name).write_text(data)
+    with pytest.raises(InputError, match=f"no column 'text' .*{told}") as caught:
+        read(tmp_path / name)
+    assert untold is None or untold not in str(caught.value)

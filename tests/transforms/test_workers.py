@@ -166,7 +166,7 @@ def test_rows_of_unknown_fields(tokenize: Callable[..., Tokenize], ids: list[lis
 @pytest.mark.parametrize(
     ("element", "message"),
     [
-        ({"body": "private"}, "a row has no text field 'text'; it has 1 columns, none of a name like that"),
+        ({"body": "private"}, "a row has no text field 'text'; it has 1 column, none of a name like that"),
         ({"text": "private", "token_count": 1}, "a row has a field 'token_count' already; set `prefix`"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage.filesystems import FileInfo
@@ -65,8 +66,7 @@ def pass_over(pattern: str, files: Sequence[FileInfo], format: str | None) -> tu
     Raises:
         InputError: there is nothing but companions, the format of a file cannot be told, or there are several.
     """
-    asked = is_companion(pattern.rpartition("/")[2])
-    data = [info for info in files if asked or not is_companion(info.url.rpartition("/")[2])]
+    data = [info for info in files if not is_companion(_name(info.url)) or _spelled(pattern, _name(info.url))]
     if not data and format is not None:
         data = list(files)  # whoever names the format means them
     if not data and files:
@@ -79,6 +79,16 @@ def pass_over(pattern: str, files: Sequence[FileInfo], format: str | None) -> tu
     data = _of_one_format(pattern, data, format)
     kept = {info.url for info in data}
     return data, [info.url for info in files if info.url not in kept]
+
+
+def _name(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def _spelled(pattern: str, name: str) -> bool:
+    """Whether the last part of a glob spells the name of a companion; that of a folder names no file in it."""
+    last = _name(pattern)
+    return re.search(r"[*?\[]", last) is not None and is_companion(last) and fnmatchcase(name, last)
 
 
 def describe(passed: Sequence[str]) -> str:

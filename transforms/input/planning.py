@@ -33,7 +33,7 @@ from .partitions import partition_value, partition_values
 from .read_settings import ReadSettings
 from .splits import Part, Split
 from .tables import TableFile, plain_schema, unmapped_column
-from .text_columns import check_text
+from .text_columns import check_text, cure_of_csv, warn_of_absent
 
 __all__ = [
     "UNTYPED",
@@ -268,6 +268,7 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
             f"the input has a column {ROW!r}, a name that is used for the position of a row; rename it, or leave it "
             "out by listing the columns to `keep`"
         )
+    warn_of_absent(settings, schemas, partitions)
     fields |= {name: mark_nested(fields[name], path) for name, path in paths.items() if name in fields}
     schema = pa.schema([fields[name] for name in settings.asked or fields])
     if (misfit := find_misfit(files, schema)) is not None:
@@ -306,7 +307,7 @@ def _columns(name: str, available: Sequence[str], formats: Collection[str], sett
     if set(formats) <= set(CONTAINERS):
         return columns_like(name, available)
     place = "the first lines of the file show them" if "jsonl" in formats else "its first line names them"
-    return f"{columns_like(name, available)}; {place}"
+    return f"{columns_like(name, available)}; {place}{cure_of_csv(formats, len(available))}"
 
 
 def _check_types(formats: Collection[str], types: Mapping[str, pa.DataType]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from .formats.dialect import Dialect
 from .formats.kinds import FORMATS
 from .type_names import TypeNameError, parse_type
 
-__all__ = ["ReadSettings"]
+__all__ = ["ReadSettings", "column_names"]
 
 
 @dataclass(frozen=True)  # without slots, so that the class itself holds the defaults
@@ -59,11 +59,18 @@ class ReadSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", _paths(self.path))
-        object.__setattr__(self, "text", _names("text", self.text))
-        object.__setattr__(self, "keep", None if self.keep is None else _names("keep", self.keep, may_be_empty=True))
+        object.__setattr__(self, "text", column_names("text", self.text))
+        object.__setattr__(
+            self, "keep", None if self.keep is None else column_names("keep", self.keep, may_be_empty=True)
+        )
+        if not isinstance(self.types, Mapping | None):
+            raise SettingsError(
+                f"`types` must be a dict of the Arrow type of each column, such as {{'stars': 'int64'}}, not "
+                f"{self.types!r:.80}"
+            )
         object.__setattr__(self, "types", {name: _type(name, kind) for name, kind in (self.types or {}).items()})
         columns = self.columns.split(",") if isinstance(self.columns, str) else self.columns
-        object.__setattr__(self, "columns", None if columns is None else _names("columns", columns))
+        object.__setattr__(self, "columns", None if columns is None else column_names("columns", columns))
         _one_of("format", self.format, (None, *FORMATS))
         self._check_delimited()
         _one_of("nulls", self.nulls, ("reject", "keep"))
@@ -71,7 +78,7 @@ class ReadSettings:
         if not isinstance(self.separator, str):
             raise SettingsError(f"`separator` must be a text, not {self.separator!r}")
         if self.id is not None:
-            _names("id", self.id)
+            column_names("id", self.id)
         for name, least, most in (
             ("split_bytes", 1, 1 << 40),
             ("batch_rows", 1, 1 << 20),
@@ -166,14 +173,16 @@ class ReadSettings:
 
 
 def _paths(value: Any) -> tuple[str, ...]:
-    paths = [value] if isinstance(value, str) or hasattr(value, "__fspath__") else list(value)
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    paths = list(value) if several and not hasattr(value, "__fspath__") else [value]
     if not paths:
         raise SettingsError("the list of inputs is empty; give at least one file, glob or folder")
     return tuple(map(check_url, paths))
 
 
-def _names(setting: str, value: Any, may_be_empty: bool = False) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value)
+def column_names(setting: str, value: Any, may_be_empty: bool = False) -> tuple[str, ...]:
+    """The columns that a setting names, one or several; raises SettingsError where it names none."""
+    names: tuple[Any, ...] = (value,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
     if not all(isinstance(name, str) and name for name in names) or not (names or may_be_empty):
         raise SettingsError(f"`{setting}` must be a column name or a list of them, not {value!r}")
     if ROW in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from .read_settings import ReadSettings
 from .splits import Part, Split
 from .unread import UnreadKeys
 
-__all__ = ["MAX_REJECTS", "finished_batch", "read_split"]
+__all__ = ["MAX_REJECTS", "finished_batch", "read_split", "transient_columns"]
 
 _MOST_LINES = 1 << 16  # parsed at once, so that few rejects wait however short the lines are
 _MOST_CELLS = 1 << 22  # parsed at once, since an absent value takes memory too
@@ -49,7 +49,7 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
         InputError: a file is missing, damaged, or not what it was when the plan was made.
     """
     schema, paths = read_schema(split), nested_paths(pa.ipc.read_schema(pa.py_buffer(split.schema)))
-    common = _provenance(split, settings, paths)
+    common = _provenance(split, settings)
     unread = UnreadKeys(schema, strict=settings.strict)
     sequence = 0
     for number, part in enumerate(split.parts):
@@ -77,7 +77,7 @@ def read_split(split: Split, settings: ReadSettings) -> Iterator[pa.RecordBatch]
 def finished_batch(split: Split, settings: ReadSettings) -> pa.RecordBatch:
     """What stands for a split that needs no reading: a batch without rows."""
     schema = read_schema(split).append(pa.field(ROW, pa.int64()))
-    provenance = replace(_in_part(_provenance(split, settings, ()), 0, split.parts[0]), finished=True, last=True)
+    provenance = replace(_in_part(_provenance(split, settings), 0, split.parts[0]), finished=True, last=True)
     return provenance.attach(empty_batch(schema))
 
 
@@ -302,7 +302,14 @@ def _check_unchanged(part: Part) -> None:
         raise InputError(f"{part.source!r} changed after the job had started; start the job again")
 
 
-def _provenance(split: Split, settings: ReadSettings, paths: Collection[str]) -> Provenance:
+def transient_columns(settings: ReadSettings, split: Split) -> tuple[str, ...]:
+    """The columns that are read and not written; where all are kept, those inside of structs, which have them."""
+    if settings.asked is not None:
+        return settings.transient
+    return tuple(nested_paths(pa.ipc.read_schema(pa.py_buffer(split.schema))))
+
+
+def _provenance(split: Split, settings: ReadSettings) -> Provenance:
     """What holds for all batches of a split; made once, since the id of a split takes all of its parts."""
     return Provenance(
         source="",
@@ -314,8 +321,7 @@ def _provenance(split: Split, settings: ReadSettings, paths: Collection[str]) ->
         separator=settings.separator,
         null_texts=settings.nulls == "keep",
         id=settings.id,
-        # A struct that is kept has its fields.
-        transient=settings.transient if settings.asked is not None else tuple(paths),
+        transient=transient_columns(settings, split),
         rejects_include_text=settings.rejects_include_text,
         total=split.total,
         dtypes=split.dtypes,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
 
 import pyarrow as pa
 
@@ -10,10 +11,12 @@ from distilbeam.transforms.errors import InputError
 
 from .formats.base import is_text_type
 from .formats.kinds import detect_file
-from .nested import hint
+from .nested import find_path, hint
 from .read_settings import ReadSettings
 
-__all__ = ["check_text"]
+__all__ = ["check_text", "cure_of_csv", "warn_of_absent"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def check_text(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) -> None:
@@ -48,3 +51,42 @@ def _can_be_text(kind: pa.DataType) -> bool:
     except pa.ArrowException:
         return False
     return True
+
+
+def cure_of_csv(formats: Collection[str], columns: int) -> str:
+    """What to set where the first line of CSV files does not name the columns as it is read."""
+    cures = []
+    if "csv" in formats and columns == 1:
+        cures.append("if another character than the comma stands between the fields, give it as `csv_delimiter`")
+    if {"csv", "tsv"}.intersection(formats):
+        cures.append("if the files have no header, name their columns with `columns`")
+    return "".join(f"; {cure}" for cure in cures)
+
+
+def warn_of_absent(
+    settings: ReadSettings, schemas: Iterable[tuple[str, pa.Schema]], partitions: Collection[str] = ()
+) -> None:
+    """Warns, once for an input, of a file none of whose rows has a text, since it has no text column.
+
+    Of JSON lines any row may lack a key, so nothing follows from a file that has none.
+
+    Args:
+        settings: what to read and how.
+        schemas: the schemas of the files, each with the first file that has it.
+        partitions: columns that the folders of files give.
+    """
+    if any(name in partitions for name in settings.text):
+        return
+    for url, schema in schemas:
+        if any(name in schema.names or find_path(schema, name) for name in settings.text):
+            continue
+        if detect_file(url, settings.format)[0] != "jsonl":
+            what = "is set aside" if settings.nulls == "reject" else "is kept without features"
+            _LOG.warning(
+                "%r, and each file with the same columns, has no column %s, so that every row of it %s as one without "
+                "a text; leave the file out, or rename its column",
+                url,
+                " or ".join(map(repr, settings.text)),
+                what,
+            )
+            return

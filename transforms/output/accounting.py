@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distilbeam.transforms.errors import OutputError, RejectLimitError
-from distilbeam.transforms.rejects import RejectLimit
+from distilbeam.transforms.rejects import RejectLimit, told_cause
 from distilbeam.transforms.storage import filesystems
 
 from .losses import lost_rows
@@ -145,14 +145,17 @@ def check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLimi
 
 
 def _causes(output: str, records: Sequence[SplitRecord]) -> str:
-    """The most frequent stages and error classes of staged rejects, from the first few files."""
+    """The most frequent stages and error classes of staged rejects, each with a reason, from the first few files."""
     causes: Counter[tuple[str, str]] = Counter()
+    reasons: dict[tuple[str, str], str] = {}
     for record in [record for record in records if record.rejects_file][:16]:
         assert record.rejects_file
         data = filesystems.read_bytes(filesystems.join(output, record.rejects_file.path))
-        table = pq.read_table(pa.BufferReader(data), columns=["stage", "error"])
-        causes.update(zip(table["stage"].to_pylist(), table["error"].to_pylist(), strict=True))
-    return ", ".join(f"{error} in stage {stage} ({count})" for (stage, error), count in causes.most_common(3))
+        table = pq.read_table(pa.BufferReader(data), columns=["stage", "error", "reason"])
+        for stage, error, reason in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            causes[stage, error] += 1
+            reasons.setdefault((stage, error), reason)
+    return "; ".join(told_cause(*cause, count, reasons[cause]) for cause, count in causes.most_common(3))
 
 
 def warn_of_mixed_precision(manifest: Manifest) -> None:

@@ -16,6 +16,7 @@ from distilbeam.transforms.input.formats.lines import BadLine, parse, read_block
 from distilbeam.transforms.input.planning import UNTYPED, InputFile, cut, find_misfit, list_inputs, look, wanted
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
+from distilbeam.transforms.input.text_columns import warn_of_absent
 from distilbeam.transforms.storage.filesystems import FileInfo
 
 from .manifest import PartRecord, SplitRecord
@@ -157,6 +158,7 @@ def plan_increment(
     columns = pa.ipc.read_schema(pa.py_buffer(schema))
     _check_outgrown(columns)
     _check_fit(settings, columns, looked, schemas)
+    warn_of_absent(settings, schemas, {name for file in looked for name, _ in file.partitions})
     digest = settings.digest
     partitions = frozenset(columns.names)
     splits = [Split((_first(record),), 0, 0, schema, 0, record=record.name, seen=record.seen) for record in kept]

@@ -101,6 +101,15 @@ class Ledger:
             )
         return _Planning(self, settings).plan()
 
+    def check(self, settings: ReadSettings) -> None:
+        """Looks whether a job could go on from what the outputs have, and changes nothing.
+
+        Raises:
+            InputError, OutputExistsError: as ``plan``.
+        """
+        if self.resume or self.since is not None:
+            _Planning(self, settings, dry=True).check()
+
     def finished(self, splits: Sequence[Split]) -> Collection[str]:
         """Ids of the splits that need no work; what is staged of them with other settings is forgotten.
 
@@ -126,8 +135,9 @@ class Ledger:
 class _Planning:
     """One look at the output, and what follows from it."""
 
-    def __init__(self, ledger: Ledger, reading: ReadSettings | str) -> None:
+    def __init__(self, ledger: Ledger, reading: ReadSettings | str, *, dry: bool = False) -> None:
         self._ledger = ledger
+        self._dry = dry  # whether nothing is written or deleted
         self._state = OutputState.read(ledger.output, replace=not ledger.resume)
         if isinstance(reading, ReadSettings) and ledger.resume and self._state.manifest:
             reading = reading.as_made_by(self._state.manifest.reading)
@@ -136,6 +146,9 @@ class _Planning:
         self._anew = False
         self._identities: list[Mapping[str, Any]] | None = None
         self._lock = Lock()
+
+    def check(self) -> None:
+        self._splits()
 
     def plan(self) -> list[tuple[Split, bool]]:
         seen = self._state.commit, self._state.newest
@@ -232,7 +245,7 @@ class _Planning:
         if made is not None and earlier is None and self._is_other_input(made, splits):
             return self._with_records(plan_splits(self._reading, apart=True))
         splits = self._with_records(splits)
-        if earlier is not None:
+        if earlier is not None and not self._dry:
             some = (covered[first : first + _MAX_COVERED] for first in range(0, len(covered), _MAX_COVERED))
             splits += [self._cover(earlier, files) for files in some]
         return numbered(splits)
@@ -293,7 +306,7 @@ class _Planning:
 
     def _with_records(self, splits: Sequence[Split]) -> list[Split]:
         """The splits, those that are finished with their record; staged ones made otherwise are forgotten."""
-        if not self._ledger.resume:
+        if self._dry or not self._ledger.resume:
             return list(splits)
         return concurrently(self._with_record, splits)
 

@@ -29,7 +29,7 @@ def check_url(url: str | os.PathLike[str]) -> str:
     Raises:
         SettingsError: the URL is chained, holds credentials, or names an unknown or refused protocol.
     """
-    url = os.fspath(url)
+    url = os.fspath(url) if isinstance(url, os.PathLike) else url
     if not isinstance(url, str) or not url:
         raise SettingsError(f"a path or URL must be a non-empty text, not {url!r}")
     if url == "-":
