@@ -6,7 +6,19 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-__all__ = ["can_cast", "common_type", "holds", "mapped", "reads_as", "settled_type", "without_dictionaries"]
+__all__ = [
+    "can_cast",
+    "common_type",
+    "holds",
+    "mapped",
+    "reads_as",
+    "settled_type",
+    "shown_type",
+    "shown_types",
+    "without_dictionaries",
+]
+
+_MAX_SHOWN = 200  # characters of a type that a message shows
 
 
 def mapped(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
@@ -64,6 +76,58 @@ def settled_type(kind: pa.DataType) -> pa.DataType:
         'list<item: dictionary<values=string, indices=int32, ordered=0>>'
     """
     return mapped(kind, _settled)
+
+
+def shown_type(kind: pa.DataType, *, tell: bool = True) -> str:
+    """A type for a message, of bounded length.
+
+    Args:
+        kind: the type.
+        tell: whether the names of fields may be told; those that come from JSON lines are keys, which are data.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> shown_type(pa.list_(pa.struct({"a": pa.int8()})), tell=False)
+        'list of struct'
+    """
+    name = str(kind) if tell or not holds(kind, pa.types.is_struct) else _by_kind(kind)
+    return name if len(name) <= _MAX_SHOWN else name[:_MAX_SHOWN] + "..."
+
+
+def shown_types(found: pa.DataType, kind: pa.DataType, *, tell: bool) -> tuple[str, str]:
+    """Both types for a message: that of a file, whose names of fields may be told or not, and that of the plan.
+
+    The type of the plan has names of other files, which may be JSON lines, so only those of this file are told.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> shown_types(pa.struct({"a": pa.int8()}), pa.struct({"a": pa.int8(), "key": pa.int8()}), tell=True)
+        ('struct<a: int8>', 'struct')
+    """
+    return shown_type(found, tell=tell), shown_type(kind, tell=tell and _names(kind) <= _names(found))
+
+
+def _names(kind: pa.DataType) -> set[str]:
+    """The names of all fields of structs inside of a type."""
+    names: set[str] = set()
+
+    def look(inner: pa.DataType) -> pa.DataType:
+        if pa.types.is_struct(inner):
+            names.update(field.name for field in inner)
+        return inner
+
+    mapped(kind, look)
+    return names
+
+
+def _by_kind(kind: pa.DataType) -> str:
+    if pa.types.is_struct(kind):
+        return "struct"
+    if pa.types.is_map(kind):
+        return f"map of {_by_kind(kind.item_type)}"
+    if pa.types.is_nested(kind) and kind.num_fields:
+        return f"list of {_by_kind(kind.field(0).type)}"
+    return str(kind).partition("<")[0]
 
 
 def without_dictionaries(kind: pa.DataType) -> pa.DataType:

@@ -19,7 +19,7 @@ from distilbeam.transforms.names import columns_like
 from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage.filesystems import FileInfo, is_local
 
-from .column_types import can_cast, settled_type
+from .column_types import can_cast, settled_type, shown_type
 from .discovery import find_files
 from .fitting import fitted
 from .formats import delimited, jsonl, parquet
@@ -274,8 +274,9 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
     if (misfit := find_misfit(files, schema)) is not None:
         url, field = misfit
         raise InputError(
-            f"column {field.name!r} is {field.type}, but the value that the folders of {url!r} give for it is none; "
-            "rename the folders, leave the column out by listing the columns to `keep`, or give it a type with `types`"
+            f"column {field.name!r} is {shown_type(field.type, tell='jsonl' not in formats)}, but the value that the "
+            f"folders of {url!r} give for it is none; rename the folders, leave the column out by listing the columns "
+            "to `keep`, or give it a type with `types`"
         )
     if not formats <= set(CONTAINERS) and (leaves := count_leaves(schema)) > MAX_COLUMNS:
         raise InputError(f"the input has {leaves} columns, more than {MAX_COLUMNS}; list the columns to `keep`")
@@ -337,8 +338,8 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
             is_guess = detect_file(url, settings.format)[0] in UNTYPED  # its values are still to be read as the type
             if not is_guess and not can_cast(kind, settings.types[name]):
                 raise InputError(
-                    f"column {name!r} of {url!r} is {kind}, which cannot be read as {settings.types[name]}; give it "
-                    "another type with `types`"
+                    f"column {name!r} of {url!r} is {shown_type(kind)}, which cannot be read as "
+                    f"{shown_type(settings.types[name])}; give it another type with `types`"
                 )
         return pa.field(name, settings.types[name])
     (field, source), *others = ((pa.field(name, settled_type(kind)), url) for kind, url in types.items())
@@ -346,25 +347,32 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
         try:
             both = unify([field, other])
         except pa.ArrowException:
+            one, two = _shown(settings, types, field.type, other.type)
             raise InputError(
-                f"column {name!r} is {field.type} in {source!r} but {other.type} in {url!r}; leave it out by listing "
-                "the columns to `keep`, or give it a type with `types`, such as string"
+                f"column {name!r} is {one} in {source!r} but {two} in {url!r}; leave it out by listing the columns to "
+                "`keep`, or give it a type with `types`, such as string"
             ) from None
         if both.type != field.type:
             field, source = both, url
     for kind, url in types.items():
         if not can_cast(kind, field.type):
+            one, two = _shown(settings, types, kind, field.type)
             raise InputError(
-                f"column {name!r} is {kind} in {url!r}, which Arrow cannot read as {field.type}; leave it out by "
-                "listing the columns to `keep`"
+                f"column {name!r} is {one} in {url!r}, which Arrow cannot read as {two}; leave it out by listing the "
+                "columns to `keep`"
             )
     return field
 
 
+def _shown(settings: ReadSettings, types: Mapping[pa.DataType, str], *kinds: pa.DataType) -> list[str]:
+    """Types made of those of a column, which may have keys of JSON lines in them, for a message."""
+    tell = all(detect_file(url, settings.format)[0] != "jsonl" for url in types.values())
+    return [shown_type(kind, tell=tell) for kind in kinds]
+
+
 def cut(file: InputFile, partitions: Collection[str], settings: ReadSettings) -> Iterator[tuple[Part, int]]:
     """The parts of a file, each of at most about ``split_bytes``, and their bytes."""
-    size = file.info.size
-    whole = file.part(partitions)
+    size, whole = file.info.size, file.part(partitions)
     if file.bad:
         yield whole, size
     elif file.format in CONTAINERS:

@@ -17,6 +17,7 @@ from distilbeam.transforms.provenance import ROW, Provenance, Reject
 from distilbeam.transforms.storage.filesystems import file_info
 
 from .buffering import RowBuffer, empty_batch, joined
+from .column_types import shown_types
 from .first_rows import first_rows
 from .fitting import fit
 from .formats import delimited, jsonl, parquet
@@ -274,16 +275,18 @@ def _column(
         try:
             fitting, misfits = fit(column, kind)
         except pa.ArrowException:
+            found, wanted = shown_types(column.type, kind, tell=part.format != "jsonl")
             raise InputError(
-                f"cannot read {part.source!r}: column {name!r} cannot be read from {column.type} as {kind}; give "
+                f"cannot read {part.source!r}: column {name!r} cannot be read from {found} as {wanted}; give "
                 "another type with `types`"
             ) from None
-        for row in misfits:
-            lost.setdefault(
-                row,
-                f"the value of column {name!r} does not fit from {column.type} into {kind} as it is; give the column "
-                "another type with `types`",
+        if misfits:
+            found, wanted = shown_types(column.type, kind, tell=part.format != "jsonl")
+            reason = (
+                f"the value of column {name!r} does not fit from {found} into {wanted} as it is; give the column "
+                "another type with `types`"
             )
+            lost.update(dict.fromkeys(misfits, reason) | lost)
         column = fitting.view(pa.binary()) if name in settings.text else fitting  # types= has asked for it
     if folder is None or part.format == "text":
         return column

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from distilbeam.transforms.errors import InputError
 
+from .column_types import shown_type
 from .formats.base import is_text_type
 from .formats.kinds import detect_file
 from .nested import find_path, hint
@@ -39,7 +40,7 @@ def check_text(settings: ReadSettings, name: str, types: Mapping[pa.DataType, st
         if can_be and name in settings.as_text:
             continue
         # The names inside of a document are not told.
-        shown = str(kind).partition("<")[0] if by_line else str(kind)
+        shown = str(kind).partition("<")[0] if by_line else shown_type(kind)
         told = hint(name, {name: [kind]}, tell=not by_line)
         cure = "convert it, or give it the type string with `types`" if can_be else "convert it"
         raise InputError(f"the text column {name!r} of {url!r} is {shown}, not a string; {cure}{told}")

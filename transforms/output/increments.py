@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from distilbeam.transforms.input.column_types import can_cast, holds, reads_as, settled_type
+from distilbeam.transforms.input.column_types import can_cast, holds, reads_as, settled_type, shown_type, shown_types
 from distilbeam.transforms.input.formats import jsonl
 from distilbeam.transforms.input.formats.base import is_text_type, reading, unify
 from distilbeam.transforms.input.formats.compression import open_stream
@@ -201,10 +201,12 @@ def _check_fit(
             if name not in columns.names:
                 raise _surplus(url, name)
             if not _fits(settings, url, columns.field(name), schema.field(name)):
+                tell = detect_file(url, settings.format)[0] != "jsonl"
+                found, kind = shown_types(schema.field(name).type, columns.field(name).type, tell=tell)
                 raise Misfit(
-                    f"column {name!r} is {columns.field(name).type} in the output, but {schema.field(name).type} in "
-                    f"{url!r}; convert the file, or set `if_exists='overwrite'` to start anew, where `types` can "
-                    "give the column a type that suits all files and `keep` can leave it out"
+                    f"column {name!r} is {kind} in the output, but {found} in {url!r}; convert the file, or set "
+                    "`if_exists='overwrite'` to start anew, where `types` can give the column a type that suits all "
+                    "files and `keep` can leave it out"
                 )
     for file in files:
         for name in wanted(settings, [name for name, _ in file.partitions]):
@@ -213,8 +215,8 @@ def _check_fit(
     if (misfit := find_misfit(files, columns)) is not None:
         url, column = misfit
         raise Misfit(
-            f"column {column.name!r} is {column.type} in the output, but the value that the folders of {url!r} give "
-            "for it is none; rename the folders, or set `if_exists='overwrite'` to start anew"
+            f"column {column.name!r} is {shown_type(column.type, tell=False)} in the output, but the value that the "
+            f"folders of {url!r} give for it is none; rename the folders, or set `if_exists='overwrite'` to start anew"
         )
 
 
@@ -223,9 +225,9 @@ def _check_outgrown(columns: pa.Schema) -> None:
     for column in columns:
         if holds(column.type, _is_outgrown):
             raise Misfit(
-                f"column {column.name!r} is {column.type} in the output, as earlier versions wrote it, where "
-                f"{settled_type(column.type)} is needed so that all files open as one; set `if_exists='overwrite'` to "
-                "start anew"
+                f"column {column.name!r} is {shown_type(column.type, tell=False)} in the output, as earlier versions "
+                f"wrote it, where {shown_type(settled_type(column.type), tell=False)} is needed so that all files open "
+                "as one; set `if_exists='overwrite'` to start anew"
             )
 
 

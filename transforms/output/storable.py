@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distilbeam.transforms.errors import OutputError
-from distilbeam.transforms.input.column_types import mapped, without_dictionaries
+from distilbeam.transforms.input.column_types import mapped, shown_type, without_dictionaries
 
 __all__ = ["check_parquet", "storable_batch", "storable_schema"]
 
@@ -47,8 +47,8 @@ def storable_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             columns.append(_stored(column, field.type))
         except pa.ArrowException:
             raise OutputError(
-                f"Arrow cannot store column {field.name!r} of type {column.type} as {field.type}; leave it out with "
-                "`keep`, or give it another type with `types`"
+                f"Arrow cannot store column {field.name!r} of type {shown_type(column.type, tell=False)} as "
+                f"{shown_type(field.type, tell=False)}; leave it out with `keep`, or give it another type with `types`"
             ) from None
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -60,8 +60,8 @@ def check_parquet(schema: pa.Schema) -> None:
     for field in schema:
         if not _is_parquet(pa.schema([field])):
             raise OutputError(
-                f"Parquet has nothing for column {field.name!r} of type {field.type}; leave it out with `keep`, or "
-                "give it another type with `types`"
+                f"Parquet has nothing for column {field.name!r} of type {shown_type(field.type, tell=False)}; leave it "
+                "out with `keep`, or give it another type with `types`"
             )
 
 

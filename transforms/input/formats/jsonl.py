@@ -34,14 +34,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from distilbeam.transforms.input.column_types import holds, mapped
+from distilbeam.transforms.input.column_types import holds, mapped, shown_type
 from distilbeam.transforms.input.fitting import fitted, has_infinity
 from distilbeam.transforms.provenance import show_value
 
 from .base import MAX_COLUMNS, Unreadable, unify
 from .json_text import as_text, kind_of
 from .lines import BadLine, Block, Diagnosis, parse, read_blocks
-from .strict import Finding, duplicates, has_constants, has_lost_digits, screen, short_name
+from .strict import Finding, duplicates, has_constants, has_lost_digits, screen
 
 __all__ = ["SAMPLE_BYTES", "diagnoser", "infer", "is_empty", "open_type", "parser", "settled_type"]
 
@@ -175,7 +175,11 @@ def diagnoser(schema: pa.Schema, id: str | None, texts: Collection[str] = ()) ->
             except pa.ArrowInvalid:
                 if duplicates(values.get(field.name)):
                     return "DuplicateKey", f"a key occurs twice in an object of column {field.name!r}", known
-                return "TypeError", f"the value of column {field.name!r} is not of type {short_name(field.type)}", known
+                return (
+                    "TypeError",
+                    f"the value of column {field.name!r} is not of type {shown_type(field.type, tell=False)}",
+                    known,
+                )
         return "ArrowInvalid", "the JSON parser refused the line", known
 
     return diagnose

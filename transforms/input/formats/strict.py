@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from distilbeam.transforms.input.column_types import shown_type
 from distilbeam.transforms.input.fitting import MOST_DIGITS, loses_digits
 from distilbeam.transforms.provenance import show_value
 
 from .lines import Block
 
-__all__ = ["Finding", "duplicates", "has_constants", "has_lost_digits", "screen", "short_name"]
+__all__ = ["Finding", "duplicates", "has_constants", "has_lost_digits", "screen"]
 
 Finding = tuple[str, str, str | None]
 
@@ -99,7 +100,11 @@ def screen(
                 return ("TypeError", f"a number in column {name!r} is beyond the range of a double", known), None
             # In Python a boolean is an integer, too.
             if expected and not (isinstance(given, expected) and (expected is bool) is isinstance(given, bool)):
-                return ("TypeError", f"the value of column {name!r} is not of type {short_name(kind)}", known), None
+                return (
+                    "TypeError",
+                    f"the value of column {name!r} is not of type {shown_type(kind, tell=False)}",
+                    known,
+                ), None
             is_long = pa.types.is_float64(kind) and isinstance(given, int) and abs(given) > _EXACT
             if is_long and loses_digits(str(given)):
                 reason = (
@@ -185,8 +190,3 @@ def _has_surrogate(value: Any) -> bool:
             except UnicodeEncodeError:
                 return True
     return False
-
-
-def short_name(kind: pa.DataType) -> str:
-    name = str(kind)
-    return name if len(name) <= 100 else name[:100] + "..."
