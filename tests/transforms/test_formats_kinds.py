@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import io
 import lzma
 import pickle
+import random
 import sqlite3
 import tarfile
 import zipfile
@@ -133,6 +135,51 @@ def test_what_is_not_read_is_named(tmp_path: Path, read: Any, kind: str) -> None
                 read(tmp_path / name, **settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("part-0", "ORCA whales are large"),
+        ("part-1", "A LIVE: DUCK"),
+        ("part-2", "<?xml one doc per line"),
+        ("part-3", "BZh is a name"),
+        ("part-4", "BZh9 too"),
+        ("part-5", "%PDF is how they begin"),
+        ("part-6", "x*M and no more"),
+        ("part-7", "PAR1 is a mark"),
+        ("part-8", "[in brackets]"),
+        ("europarl.br", "Demat d'an holl"),
+        ("notes.z", "hello"),
+        ("x.xml", "<a>hi</a>"),
+        ("a.tar.gz", "no tar"),
+    ],
+)
+def test_text_is_text_where_the_format_says_so(tmp_path: Path, read: Any, name: str, text: str) -> None:
+    data = f"{text}\nsecond\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read(tmp_path / name, format="text").texts == [text, "second"]
+
+
+def test_a_row_that_begins_as_something_else_does_not_hide_its_format(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "part-0").write_bytes(b'{"text":"DUCK"}\n{"t": 1, "text": "b"}\n')
+    (tmp_path / "part-1").write_bytes(b'{"te": "DUCK", "text": "c"}\n')
+    assert read(tmp_path).texts == ["DUCK", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["data.zst", "data"])
+def test_a_first_block_that_is_large_is_looked_into(tmp_path: Path, read: Any, name: str) -> None:
+    noise = random.Random(1).randbytes(200_000)
+    data = zstandard.compress(b'{"text": "%s"}\n' % base64.b64encode(noise) + LINES)
+    assert len(data) > 200_000
+    (tmp_path / name).write_bytes(data)
+    assert read(tmp_path / name).texts == [base64.b64encode(noise).decode(), "one", "two"]
+
+
+def test_every_file_without_a_telling_name_is_looked_at(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "a").write_bytes(b"plain\n")
+    (tmp_path / "b").write_bytes(gzip.compress(b"packed\n"))
+    assert read(tmp_path, format="text").texts == ["plain", "packed"]
+
+
 def test_databases_are_named(tmp_path: Path, read: Any) -> None:
     sqlite3.connect(tmp_path / "a").execute("CREATE TABLE t (text)").connection.close()
     duckdb.connect(str(tmp_path / "b")).close()
@@ -143,7 +190,14 @@ def test_databases_are_named(tmp_path: Path, read: Any) -> None:
 
 @pytest.mark.parametrize(
     ("data", "looks"),
-    [(b"text,n\na,1\n", "text, perhaps CSV"), (bytes(range(1, 200)), "bytes of no known"), (b"", "it is empty")],
+    [
+        (gzip.compress(b""), "it holds nothing, or nothing that can be unpacked"),
+        (b"\x28\xb5\x2f\xfd damaged", "it holds nothing, or nothing that can be unpacked"),
+        (b"ORCA whales", "it holds text"),
+        (b"text,n\na,1\n", "text, perhaps CSV"),
+        (bytes(range(1, 200)), "bytes of no known"),
+        (b"", "it is empty"),
+    ],
 )
 def test_what_cannot_be_told_is_asked_for(tmp_path: Path, read: Any, data: bytes, looks: str) -> None:
     (tmp_path / "part-00000").write_bytes(data)

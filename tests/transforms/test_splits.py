@@ -20,3 +20,14 @@ def test_id_changes_with_every_property_of_a_part_and_with_the_schema() -> None:
     changed = [replace(SPLIT, parts=(replace(PART, **{f.name: getattr(other, f.name)}),)) for f in fields(Part)]
     changed += [replace(SPLIT, schema=b"other"), replace(SPLIT, parts=(PART, PART))]
     assert len({SPLIT.id, *(split.id for split in changed)}) == len(changed) + 1
+
+
+def test_rows_are_known_where_a_footer_has_counted_them() -> None:
+    def rows(*parts: tuple[str, int | None]) -> int | None:
+        found = tuple(replace(PART, format=format, start=2, stop=stop) for format, stop in parts)
+        return replace(SPLIT, parts=found).rows
+
+    assert rows(("arrow", 5)) == rows(("parquet", 5)) == 3
+    assert rows(("arrow", 5), ("parquet", 4)) == 5
+    for unknown in (("arrow", None), ("avro", None), ("jsonl", 5), ("text", 5)):
+        assert rows(("arrow", 5), unknown) is None

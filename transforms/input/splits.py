@@ -10,6 +10,8 @@ from operator import attrgetter
 
 __all__ = ["Part", "Split", "with_totals"]
 
+_COUNTED = ("parquet", "arrow")  # formats whose ranges are rows that their footers have counted
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -21,7 +23,7 @@ class Part:
         size: bytes of the file when the plan was made.
         version: what changes when the file does (ETag, checksum or modification time), as text.
         compression: None, ``gzip``, ``zstd``, ``bzip2`` or ``xz``.
-        start: first byte of a line file, or first row of a Parquet file.
+        start: first byte of a line file, or first row of a Parquet, Arrow or Avro file.
         stop: end of that range; None for the whole file. A line belongs to the part in which it starts.
         partitions: hive partition values from the path, as (name, value) pairs.
         limit: rows to read of it, good and bad, where not its end tells where to stop; None for all.
@@ -82,10 +84,10 @@ class Split:
 
     @property
     def rows(self) -> int | None:
-        """Rows, good and bad, where a record or the footers of Parquet tell them; else None."""
+        """Rows, good and bad, where a record or the footers of Parquet or Arrow tell them; else None."""
         if self.record:
             return self.seen
-        if any(part.format != "parquet" or part.stop is None for part in self.parts):
+        if any(part.format not in _COUNTED or part.stop is None for part in self.parts):
             return None
         return sum((part.stop or 0) - part.start for part in self.parts)
 

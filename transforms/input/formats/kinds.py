@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage.filesystems import open_input
 
-__all__ = ["COMPRESSIONS", "CONTAINERS", "EXTENSIONS", "FORMATS", "detect", "detect_file", "detect_files", "is_named"]
+__all__ = ["COMPRESSIONS", "CONTAINERS", "EXTENSIONS", "FORMATS", "detect", "detect_file", "detect_files"]
 
 FORMATS = ("parquet", "jsonl", "csv", "tsv", "text", "arrow", "avro")
 CONTAINERS = ("parquet", "arrow", "avro")
@@ -104,8 +105,6 @@ _MAGIC = (
     (0, b"Obj\x01", "avro"),
     (0, b"\x1f\x8b", "gzip"),
     (0, b"\x28\xb5\x2f\xfd", "zstd"),
-    (1, b"\x2a\x4d\x18", "zstd"),  # a skippable frame
-    (0, b"BZh", "bzip2"),
     (0, b"\xfd7zXZ\0", "xz"),
     (0, b"ORC", "an ORC file"),
     (0, b"PK\x03\x04", "a zip archive"),
@@ -120,14 +119,20 @@ _MAGIC = (
     (0, b"\x89HDF", "an HDF5 file"),
     (0, b"\x93NUMPY", "a NumPy file"),
     (0, b"SQLite format 3\0", "an SQLite database"),
-    (8, b"DUCK", "a DuckDB database"),
-    (0, b"%PDF", "a PDF document"),
     (0, b"SEQ\x06", "a Hadoop sequence file"),
     (0, b"FEA1", "a Feather file of version 1"),
     (0, b"\xff\xfe", "text in UTF-16"),
     (0, b"\xfe\xff", "text in UTF-16"),
     (0, b"<?xml", "an XML document"),
 )
+_PATTERNS = (
+    (re.compile(rb"[\x50-\x5f]\x2a\x4d\x18"), "zstd"),  # a skippable frame
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), "bzip2"),
+    (re.compile(rb"(?s).{8}DUCK.{1,4}\0{4}"), "a DuckDB database"),
+    (re.compile(rb"%PDF-\d\.\d"), "a PDF document"),
+)
+_TEXTUAL = ("a PDF document", "an XML document")
+_UNPACK_BYTES = 512 << 20  # for the window or dictionary of what is looked at
 
 
 def detect(url: str, format: str | None = None) -> tuple[str, str | None]:
@@ -137,7 +142,7 @@ def detect(url: str, format: str | None = None) -> tuple[str, str | None]:
         InputError: the extension is not known, is that of something else, or that format cannot be compressed so.
     """
     extension, compression = _extensions(url)
-    if other := _OTHER_EXTENSIONS.get(extension):
+    if format is None and (other := _OTHER_EXTENSIONS.get(extension)):
         raise _other(url, other)
     found = format or EXTENSIONS.get(extension)
     if found is None:
@@ -148,29 +153,28 @@ def detect(url: str, format: str | None = None) -> tuple[str, str | None]:
     return found, compression
 
 
-def is_named(url: str) -> bool:
-    """Whether the name of a file tells its format, or that it is something else."""
-    extension, _ = _extensions(url)
-    return extension in EXTENSIONS or extension in _OTHER_EXTENSIONS
-
-
 def detect_file(url: str, format: str | None = None) -> tuple[str, str | None]:
     """Format and compression of a file, by its name, or by its first bytes where the name does not tell.
+
+    Where the format is given it is taken for that, unless its bytes are no text and those of something else.
 
     Raises:
         InputError: neither tells, it is something else, or it cannot be opened.
     """
-    _, compression = _extensions(url)
-    if is_named(url) or (format is not None and (compression or format in CONTAINERS)):
+    if _is_told(url, format):
         return detect(url, format)
+    _, compression = _extensions(url)
     with open_input(url) as stream:
         head = stream.read(_HEAD_BYTES)
-    found = _kind(head)
-    if found in COMPRESSIONS.values():
-        compression = compression or str(found)
-        head = _unpacked(head, compression)
         found = _kind(head)
-    if found in _OTHERS:
+        is_empty = not head
+        if found in COMPRESSIONS.values():
+            compression = compression or str(found)
+            head = _unpacked(stream, compression)
+            found = _kind(head)
+        elif found == "an ORC file" and not _is_orc(stream):
+            found = None
+    if found in _OTHERS and (not _is_text(head) or (format is None and found in _TEXTUAL)):
         raise _other(url, str(found))
     if format is not None:
         return format, compression
@@ -181,25 +185,31 @@ def detect_file(url: str, format: str | None = None) -> tuple[str, str | None]:
         return "jsonl", compression
     if start.startswith(b"["):
         raise _other(url, "a JSON array")
-    if not head:
-        raise InputError(f"cannot tell the format of {url!r}: its name does not, and it is empty; {_known()}")
-    looks = "text, perhaps CSV, TSV or a document on each line" if _is_text(head) else "bytes of no known format"
-    raise InputError(f"cannot tell the format of {url!r}: its name does not, and it holds {looks}; {_known()}")
+    if is_empty:
+        looks = "is empty"
+    elif not head:
+        looks = "holds nothing, or nothing that can be unpacked"
+    elif _is_text(head):
+        looks = "holds text, perhaps CSV, TSV or a document on each line"
+    else:
+        looks = "holds bytes of no known format"
+    raise InputError(f"cannot tell the format of {url!r}: its name does not, and it {looks}; {_known()}")
 
 
 def detect_files(urls: Sequence[str], format: str | None = None) -> list[tuple[str, str | None]]:
-    """Format and compression of each file, as ``detect_file`` tells them.
-
-    Where the format is given, only the first bytes of one file whose name tells nothing are looked at, and those of all
-    if that one is compressed: there may be very many.
-    """
-    unnamed = [url for url in urls if not is_named(url)]
-    if format is not None and unnamed and detect_file(unnamed[0], format)[1] is None:
-        unnamed = []
-    told = set(unnamed)
+    """Format and compression of each file, as ``detect_file`` tells them, many at once: each may need a look."""
+    asked = [url for url in urls if not _is_told(url, format)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        looked = dict(zip(unnamed, threads.map(lambda url: detect_file(url, format), unnamed), strict=True))
-    return [looked[url] if url in told else detect(url, format) for url in urls]
+        looked = dict(zip(asked, threads.map(lambda url: detect_file(url, format), asked), strict=True))
+    return [looked[url] if url in looked else detect(url, format) for url in urls]
+
+
+def _is_told(url: str, format: str | None) -> bool:
+    """Whether the name of a file tells what to do with it, or that it is something else."""
+    extension, compression = _extensions(url)
+    if extension in _OTHER_EXTENSIONS:
+        return format is None
+    return extension in EXTENSIONS or (format is not None and (compression is not None or format in CONTAINERS))
 
 
 def _extensions(url: str) -> tuple[str, str | None]:
@@ -224,14 +234,24 @@ def _other(url: str, kind: str) -> InputError:
 
 
 def _kind(head: bytes) -> str | None:
-    return next((kind for at, magic, kind in _MAGIC if head[at : at + len(magic)] == magic), None)
+    found = next((kind for at, magic, kind in _MAGIC if head[at : at + len(magic)] == magic), None)
+    return found or next((kind for pattern, kind in _PATTERNS if pattern.match(head)), None)
 
 
-def _unpacked(head: bytes, compression: str) -> bytes:
+def _is_orc(stream: BinaryIO) -> bool:
+    """Whether a file also ends as ORC files do, with its mark and the length of what has it."""
+    size = stream.seek(0, 2)
+    stream.seek(max(size - 4, 0))
+    return stream.read(3) == b"ORC"
+
+
+def _unpacked(stream: BinaryIO, compression: str) -> bytes:
+    """The first bytes of what a compressed file holds; none if it holds none, or is damaged."""
     from .compression import Unpacked
 
+    stream.seek(0)
     try:
-        return Unpacked(io.BytesIO(head), compression, 64 << 20).read(_HEAD_BYTES)
+        return Unpacked(stream, compression, _UNPACK_BYTES).read(_HEAD_BYTES)
     except Exception:  # what is damaged is told when it is read
         return b""
 
