@@ -16,7 +16,7 @@ from .featurization import Failure, FeatureSpec
 from .names import columns_like
 from .row_fields import FEATURE_TYPES, nullable, portable_fields
 
-__all__ = ["check_fields", "check_row", "extended", "output_type", "text_batch", "weight", "without_text"]
+__all__ = ["check_fields", "check_row", "extended", "output_type", "text_batch", "weight"]
 
 
 def check_fields(fields: RowTypeConstraint, text: Sequence[str], added: Sequence[str]) -> None:
@@ -87,11 +87,6 @@ def text_batch(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tup
         for position in failed:
             column[position] = None
     return _batch(texts, columns), failed
-
-
-def without_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
-    """Number of rows whose text fields are all null."""
-    return sum(all(row[name] is None for name in columns) for row in rows)
 
 
 def extended(rows: Sequence[Mapping[str, Any]], features: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,6 @@ from distilbeam.transforms.schema_rows import (
     output_type,
     text_batch,
     weight,
-    without_text,
 )
 
 
@@ -69,7 +68,6 @@ def test_a_row_whose_field_is_not_text_has_none(text: Any) -> None:
     assert batch.to_pydict() == {"review": ["fine", None, "good"], "title": ["a", None, None]}
     reason = f"the text field 'review' is of type {type(text).__name__}; it must be a string"
     assert failed == {1: ("text", "TypeError", reason)}
-    assert without_text(rows, ["review", "title"]) == 0
 
 
 def test_a_text_that_utf8_cannot_hold_has_no_text() -> None:
@@ -77,7 +75,6 @@ def test_a_text_that_utf8_cannot_hold_has_no_text() -> None:
     batch, failed = text_batch(rows, ["review"])
     assert batch["review"].to_pylist() == ["fine", None, None, "good"]
     assert [(position, error) for position, (_, error, _) in failed.items()] == [(1, "UnicodeEncodeError")]
-    assert without_text(rows, ["review"]) == 1
 
 
 VECTORS = [[0.5, -1.25], None, [3.0, 0.0], [0.0, 2.0]]

@@ -22,7 +22,7 @@ from .added_tokens import CONTROL_ROLES, DeclaredToken, control_tokens, declared
 from .files import digest, is_there, parse_json, parse_object, plain, read_json, read_whole, shown
 from .tokenizer_rules import beyond, checked
 
-__all__ = ["WordPieceTokenizer", "check_tokenizer_config", "tokenizer_files"]
+__all__ = ["WordPieceTokenizer", "check_tokenizer_config"]
 
 # Of these classes Hugging Face takes the normalizer from tokenizer_config.json, whatever tokenizer.json says; no class
 # stands for DistilBERT's own.
@@ -217,11 +217,6 @@ class TokenizerFiles:
     def sha256(self) -> str:
         """SHA-256 over all of them, one after the other."""
         return digest(self.contents)
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that determine the tokenizer of a checkpoint folder, the main one first."""
-    return list(TokenizerFiles.read(folder).paths)
 
 
 def check_tokenizer_config(folder: Path) -> None:

@@ -205,9 +205,8 @@ def _publish(state: OutputState, base: Base, records: Sequence[SplitRecord], tar
 def _replace(claim: Claim, records: Sequence[SplitRecord]) -> Manifest:
     """Puts the new output in place of the old one, the manifest last."""
     output, target = claim.output, claim.target
-    state = OutputState.read(
-        output, replace=True
-    )  # once more: another job may have placed files until the fence, or cleaned up
+    # Once more: another job may have placed files until the fence, or cleaned up.
+    state = OutputState.read(output, replace=True)
     _check_staged(state, records, target)
     garbage = _garbage(state, target)
 

@@ -233,7 +233,7 @@ class Manifest:
         shared = self._shared
         groups = in_pieces(_own(record, shared) for record in self.records)
         first = next(groups)
-        if sum(map(len, first)) and len(first) == len(self.records):
+        if len(first) == len(self.records):
             return self
         pieces = [write_piece(output, self.commit, 0, first)]
         del first

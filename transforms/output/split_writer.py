@@ -76,15 +76,11 @@ class SplitWriter:
         Raises:
             OutputError: it is not the next one, its columns or model differ from those before, or it cannot be written.
         """
-        if provenance.sequence > self._sequence:
+        if provenance.sequence != self._sequence:
+            missing = f"{ALL_BATCHES}, or " if provenance.sequence > self._sequence else ""
             raise OutputError(
                 f"batch {provenance.sequence} of split {provenance.ordinal} came where batch {self._sequence} was due; "
-                f"{ALL_BATCHES}, or {IN_ORDER}"
-            )
-        if provenance.sequence < self._sequence:
-            raise OutputError(
-                f"batch {provenance.sequence} of split {provenance.ordinal} came where batch {self._sequence} was due; "
-                + IN_ORDER
+                f"{missing}{IN_ORDER}"
             )
         self._sequence += 1
         self._dropped += provenance.dropped

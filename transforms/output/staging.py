@@ -35,8 +35,6 @@ __all__ = ["OutputState", "finished_record", "stage_record"]
 
 _LOOKS = 5
 
-# The writer's settings by the names that a job has for them.
-
 T = TypeVar("T")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from distilbeam.transforms.distilbert.tokenizer import WordPieceTokenizer, tokenizer_files
+from distilbeam.transforms.distilbert.tokenizer import TokenizerFiles, WordPieceTokenizer
 from distilbeam.transforms.errors import CheckpointError
 from distilbeam.transforms.tokenization import tokenize
 from tests.checkpoints import CASED_VOCABULARY, UNCASED_VOCABULARY, edit_json, save_tokenizer, save_vocabulary
@@ -200,13 +200,13 @@ def test_files_that_say_nothing_new_do_not_count(folder: Path) -> None:
     for special in ({"cls_token": "[CLS]"}, {"mask_token": {"content": "[MASK]", "lstrip": False}}, {}):
         (folder / "special_tokens_map.json").write_text(json.dumps(special))
         (folder / "added_tokens.json").write_text("{}")
-        assert [path.name for path in tokenizer_files(folder)] == names
+        assert [path.name for path in TokenizerFiles.read(folder).paths] == names
     (folder / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<url>"]}')
     (folder / "added_tokens.json").write_text(json.dumps({"<url>": COUNT}))
-    more = [path.name for path in tokenizer_files(folder)]
+    more = [path.name for path in TokenizerFiles.read(folder).paths]
     assert more == [*names, "special_tokens_map.json", "added_tokens.json"]
     edit_json(folder / "tokenizer_config.json", added_tokens_decoder={})
-    assert [path.name for path in tokenizer_files(folder)] == names
+    assert [path.name for path in TokenizerFiles.read(folder).paths] == names
 
 
 def test_many_added_words(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from distilbeam.transforms.distilbert.tokenizer import WordPieceTokenizer, tokenizer_files
+from distilbeam.transforms.distilbert.tokenizer import TokenizerFiles, WordPieceTokenizer
 from distilbeam.transforms.errors import CheckpointError
 from tests.checkpoints import (
     CASED_VOCABULARY,
@@ -122,13 +122,13 @@ def test_ideographs_are_words_only_where_the_tokenizer_splits_them(folder: Path)
 
 def test_the_files_that_determine_the_tokenizer(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor vocab\.txt"):
-        tokenizer_files(folder)
+        TokenizerFiles.read(folder)
     save_vocabulary(folder, UNCASED_VOCABULARY)
-    assert [path.name for path in tokenizer_files(folder)] == ["vocab.txt"]
+    assert [path.name for path in TokenizerFiles.read(folder).paths] == ["vocab.txt"]
     save_vocabulary(folder, UNCASED_VOCABULARY, do_lower_case=False)
-    assert [path.name for path in tokenizer_files(folder)] == ["vocab.txt", "tokenizer_config.json"]
+    assert [path.name for path in TokenizerFiles.read(folder).paths] == ["vocab.txt", "tokenizer_config.json"]
     save_tokenizer(folder)
-    assert [path.name for path in tokenizer_files(folder)] == ["tokenizer.json", "tokenizer_config.json"]
+    assert [path.name for path in TokenizerFiles.read(folder).paths] == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_ids_beyond_the_models_vocabulary_are_refused(folder: Path) -> None:
