@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 _MAX_LABELS = 12
-_MAX_KEYS = 5
 _MAX_FILES = 20
 _NUMBERS = ("commit", "files added", "files removed", "rejected", "rows", "share")
 _UNSAFE = ("Cc", "Cs", "Zl", "Zp")
@@ -81,8 +80,11 @@ def summary_lines(summary: Summary) -> list[str]:
         told.append(f"{summary.resumed:,} of {summary.splits:,} splits were finished before and not redone")
     told.append(f"{summary.features}: {_plural(summary.shards, 'shard')}, {size(summary.bytes)}")
     if summary.unread:
-        keys = ", ".join(map(repr, summary.unread[:_MAX_KEYS])) + (", ..." if len(summary.unread) > _MAX_KEYS else "")
-        told.append(f"keys of JSON objects that are no columns of the output: {_clean(keys)}")
+        # Their names are data, which a terminal or a log may keep.
+        told.append(
+            f"keys of JSON objects that are no columns of the output: {len(summary.unread):,}; `Summary.unread` and "
+            f"{summary.output.rstrip('/')}/_distilbeam/manifest.json name them"
+        )
     if summary.losses.files:
         lost = f"about {summary.losses.rows:,} more rows" if summary.losses.unknown is None else "more rows"
         told.append(

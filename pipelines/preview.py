@@ -95,7 +95,8 @@ def preview(
     """
     settings = documents.settings
     _, passed = discover(settings.path, settings.format)
-    splits = plan_splits(settings)
+    # A job that recurs has no split of two files, so that a changed one concerns no other.
+    splits = plan_splits(settings, apart=records is not None)
     parts = {part.source: part for split in splits for part in split.parts}
     schema = read_schema(splits[0])
     refuse_taken(schema.names, spec)

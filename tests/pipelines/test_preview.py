@@ -55,11 +55,15 @@ def test_a_dry_run_tells_what_the_job_then_does_and_writes_nothing(folder: Path,
 
 def test_a_dry_run_tells_how_much_of_a_recurring_job_is_done(folder: Path, model: str) -> None:
     job = {"input": str(folder), "output": str(folder.parent / "out"), "incremental": True}
-    tokenize(model, **job)
+    first = tokenize(model, **job, dry_run=True)
+    done = tokenize(model, **job)
+    assert isinstance(first, Preview)
+    assert done is not None
+    assert (first.splits, done.splits) == (2, 2)  # each file has splits of its own
     (folder / "c.jsonl").write_text('{"id": 4, "text": "e"}\n')
     found = tokenize(model, **job, dry_run=True)
     assert isinstance(found, Preview)
-    assert (len(found.files), found.known) == (3, 2)
+    assert (len(found.files), found.known, found.splits) == (3, 2, 3)
     with pytest.raises(OutputExistsError):
         tokenize(model, input=str(folder), output=str(folder.parent / "out"), dry_run=True)
 

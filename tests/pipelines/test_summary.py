@@ -43,6 +43,15 @@ def test_a_run_that_goes_on_tells_its_own_rows_apart_from_the_output() -> None:
     assert "2 of 3 splits were finished before and not redone" in resumed
 
 
+def test_keys_that_were_not_read_are_counted_and_not_named() -> None:
+    names = ("secret", "meta.secret", *(f"secret {n}" for n in range(1500)))
+    (line,) = (line for line in told(replace(FIRST, unread=names)) if "keys" in line)
+    assert "1,502" in line
+    assert "/out/_distilbeam/manifest.json" in line
+    assert "secret" not in line
+    assert not any("keys" in line for line in told(FIRST))
+
+
 @pytest.fixture
 def records(tmp_path: Path) -> list[SplitRecord]:
     return Plan(lines=9).write_all(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,31 @@ def test_no_more_files_are_looked_into_than_the_rows_need(tmp_path: Path, monkey
     monkeypatch.setattr(planning, "_inspect", note)
     assert sum(map(len, [_read(tmp_path, limit=_ROWS)[0]])) < _ROWS
     assert len(looked) == 1
+
+
+@pytest.mark.parametrize(("format", "kept"), [("parquet", 0.0), ("jsonl.gz", 0.0), ("jsonl.gz", 0.6), ("arrow", 0.6)])
+def test_rows_that_a_damaged_file_lacks_come_from_the_next(format: str, kept: float, tmp_path: Path) -> None:
+    for number in range(3):
+        rows = [{"text": f"{number} {row:05} {random.Random(row).random()}"} for row in range(2000)]
+        path = tmp_path / f"{number}.{format}"
+        if format == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        elif format == "jsonl.gz":
+            path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+        else:
+            table = pa.Table.from_pylist(rows)
+            with pa.ipc.new_stream(path, table.schema) as writer:
+                writer.write_table(table, max_chunksize=200)
+    first = tmp_path / f"0.{format}"
+    first.write_bytes(first.read_bytes()[: int(first.stat().st_size * kept)] or b"x")
+    everything, lost = _read(tmp_path, bad_files="reject", batch_rows=300)
+    assert lost == 1
+    good = len(everything) - 4000  # rows of the damaged file before its damage
+    assert (good > 0) == (kept > 0 and format != "parquet")
+    for limit in (good or 1, 2500 + good):
+        found, bad = _read(tmp_path, bad_files="reject", batch_rows=300, limit=limit)
+        assert (len(found), bad) == ((limit, 0) if limit <= good else (limit - 1, 1))
+        assert found == everything[: len(found)]
 
 
 def test_a_limited_output_is_not_taken_for_a_complete_one() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pyarrow as pa
@@ -36,10 +36,15 @@ def plan_splits(settings: ReadSettings, *, apart: bool = False) -> list[Split]:
     infos = list_inputs(settings)
     some = 1
     while True:
-        splits = planning.plan_splits(settings, apart=apart, infos=infos[:some])
-        first, left = _first(splits, settings, settings.limit)
-        if not left or some >= len(infos):
-            return numbered(first)
+        try:
+            splits = planning.plan_splits(settings, apart=apart, infos=infos[:some])
+        except InputError as error:  # those that are after it may be sound
+            if settings.bad_files == "fail" or error.reason is None or some >= len(infos):
+                raise
+        else:
+            first, left = _first(splits, settings, settings.limit)
+            if not left or some >= len(infos):
+                return numbered(first)
         some *= 4
 
 
@@ -49,9 +54,7 @@ def _first(splits: list[Split], settings: ReadSettings, left: int) -> tuple[list
     for split in splits:
         parts: list[Part] = []
         for part in split.parts:
-            rows = left
-            with suppress(InputError):  # reading tells of it
-                rows = _count_rows(part, read_schema(split), settings, left + 1)
+            rows = _count_rows(part, read_schema(split), settings, left + 1)
             parts.append(_cut(part, left) if rows > left else part)
             left -= min(rows, left)
             if not left:
@@ -63,27 +66,37 @@ def _first(splits: list[Split], settings: ReadSettings, left: int) -> tuple[list
 
 
 def _count_rows(part: Part, schema: pa.Schema, settings: ReadSettings, most: int) -> int:
-    """The rows of a part, good and bad, parsed only where the format asks for it; counting ends at ``most``.
+    """The rows of a part, good and bad, counted up to ``most``; one stands for what of a damaged file is lost."""
+    count = 0
+    try:
+        for count in _counts(part, schema, settings):
+            if count >= most:
+                break
+    except InputError as error:
+        if settings.bad_files == "fail" or error.reason is None:
+            return most  # reading ends here, and tells of it
+        count += 1
+    return min(count, most)
+
+
+def _counts(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[int]:
+    """The rows so far, parsed only where the format asks for it.
 
     Raises:
         InputError: the file cannot be read.
     """
     if part.format in CONTAINERS:
         if part.stop is not None:
-            return min(part.stop - part.start, most)
-        count = 0
+            yield part.stop - part.start
+            return
         for chunk in _read_parquet(part, schema, settings):
-            count = chunk.seen
-            if count >= most:
-                break
-        return min(count, most)
+            yield chunk.seen
+        return
     names, count = _header(part, settings), 0
     with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
         for block in _blocks(part, stream, settings):
             count += 1 if isinstance(block, BadLine) else len(_documents(part, block, names, settings))
-            if count >= most:
-                break
-    return min(count, most)
+            yield count
 
 
 def _cut(part: Part, rows: int) -> Part:
