@@ -14,8 +14,8 @@ from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage.filesystems import FileInfo
 
 from .formats.base import reading, unify
-from .formats.compression import open_stream
 from .formats.jsonl import SAMPLE_BYTES, is_empty, settled_type
+from .formats.salvage import open_trusted
 from .formats.survey import merge, news, survey
 from .read_settings import ReadSettings
 
@@ -82,10 +82,13 @@ def _survey(
 ) -> list[pa.Field]:
     position, start, stop = task
     file = files[position]
+    lenient = settings.bad_files == "reject"
     with (
         suppress(InputError),  # whatever is wrong is told when the file is read
         reading(file.info.url),
-        open_stream(file.info.url, file.compression, settings.decode_bytes, settings.bad_files == "reject") as stream,
+        open_trusted(
+            file.info.url, "jsonl", file.compression, settings.decode_bytes, salvage=lenient, lenient=lenient
+        ) as stream,
     ):
         found = survey(
             stream,

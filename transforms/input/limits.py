@@ -11,12 +11,11 @@ from distilbeam.transforms.errors import InputError
 
 from . import planning
 from .formats.base import reading
-from .formats.compression import open_stream
 from .formats.kinds import CONTAINERS
 from .formats.lines import BadLine
 from .planning import list_inputs, numbered, read_schema
 from .read_settings import ReadSettings
-from .reading import _blocks, _documents, _header, _read_parquet
+from .reading import _blocks, _documents, _header, _opened, _read_parquet
 from .splits import Part, Split
 
 __all__ = ["plan_splits"]
@@ -93,7 +92,7 @@ def _counts(part: Part, schema: pa.Schema, settings: ReadSettings) -> Iterator[i
             yield chunk.seen
         return
     names, count = _header(part, settings), 0
-    with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
+    with reading(part.source), _opened(part, settings) as stream:
         for block in _blocks(part, stream, settings):
             count += 1 if isinstance(block, BadLine) else len(_documents(part, block, names, settings))
             yield count

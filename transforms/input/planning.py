@@ -27,6 +27,7 @@ from .formats.base import MAX_COLUMNS, count_leaves, reading, unify
 from .formats.compression import open_stream
 from .formats.kinds import CONTAINERS, detect_file, detect_files
 from .formats.lines import Block
+from .formats.salvage import open_trusted
 from .keys import complete
 from .nested import hint, know_nested, mark_nested, without_marks
 from .partitions import partition_value, partition_values
@@ -207,7 +208,12 @@ def _inspect(settings: ReadSettings, file: InputFile) -> tuple[InputFile, pa.Sch
             name = settings.text[0] if len(settings.text) == 1 else "text"
         return file, pa.schema([(name, pa.string())])
     lenient = settings.bad_files == "reject"  # then rows before a damage are read, so they have a say
-    with reading(url), open_stream(url, file.compression, settings.decode_bytes, lenient) as stream:
+    with (
+        reading(url),
+        open_trusted(
+            url, file.format, file.compression, settings.decode_bytes, salvage=lenient, lenient=lenient
+        ) as stream,
+    ):
         if file.format == "jsonl":
             found, count = jsonl.infer(stream, settings.text, settings.max_line_bytes, settings.as_text, settled=False)
             return replace(file, empty=not count), pa.schema(found)

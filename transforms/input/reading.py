@@ -22,9 +22,9 @@ from .first_rows import first_rows
 from .fitting import fit
 from .formats import delimited, jsonl, parquet
 from .formats.base import Chunk, count_leaves, decode_text, is_text_type, reading
-from .formats.compression import open_stream
 from .formats.kinds import CONTAINERS
 from .formats.lines import BadLine, Block, find_invalid_utf8, parse, read_blocks
+from .formats.salvage import open_trusted
 from .losses import estimate_lost
 from .nested import add_nested, nest, nested_paths
 from .partitions import filled, partition_value
@@ -151,7 +151,7 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings, unread: U
     seen = lines = 0
     offset = int(part.format == "csv")  # its rows count from 0, lines from 1
     most = max(1, min(_MOST_LINES, _MOST_CELLS // max(count_leaves(schema), 1)))
-    with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
+    with reading(part.source), _opened(part, settings) as stream:
         position = 0
         for block in _blocks(part, stream, settings):
             position += block.length if isinstance(block, BadLine) else len(block.data)
@@ -171,6 +171,11 @@ def _read_lines(part: Part, schema: pa.Schema, settings: ReadSettings, unread: U
             if int(block.numbers[-1]) + offset > lines:  # ends with lines that are no rows
                 lines = int(block.numbers[-1]) + offset
                 yield Chunk(empty_batch(pa.schema([])), pa.array([], pa.int64()), (), seen, lines, place)
+
+
+def _opened(part: Part, settings: ReadSettings) -> Any:
+    salvage = settings.bad_files == "reject"
+    return open_trusted(part.source, part.format, part.compression, settings.decode_bytes, salvage=salvage)
 
 
 def _blocks(part: Part, stream: Any, settings: ReadSettings) -> Iterator[Block | BadLine]:
@@ -201,7 +206,7 @@ def _documents(part: Part, block: Block, header: Sequence[str], settings: ReadSe
 def _header(part: Part, settings: ReadSettings) -> Sequence[str]:
     if part.format not in ("csv", "tsv") or settings.columns is not None:
         return settings.columns or ()
-    with reading(part.source), open_stream(part.source, part.compression, settings.decode_bytes) as stream:
+    with reading(part.source), _opened(part, settings) as stream:
         return delimited.read_header(stream, part.format, settings.max_line_bytes, settings.dialect)
 
 

@@ -14,7 +14,7 @@ from distilbeam.transforms.storage.filesystems import open_input
 
 from .base import Unreadable
 
-__all__ = ["Unpacked", "open_stream"]
+__all__ = ["Damaged", "Unpacked", "open_stream"]
 
 _INPUT_BYTES = 1 << 20  # read from the file at once
 _PIECE_BYTES = 64 << 10  # given to a decompressor at once
@@ -26,6 +26,18 @@ _SKIPPABLE = b"\x2a\x4d\x18"  # with 5x before it
 _CUT_OFF = "it ends in the middle of its compressed data: it is cut off, or still being written"
 
 
+class Damaged(Unreadable):
+    """Compressed data that are not as they were written.
+
+    Attributes:
+        checksum: whether all could be unpacked, and its checksum alone tells so.
+    """
+
+    def __init__(self, name: str, checksum: bool) -> None:
+        super().__init__(f"its {name} data are damaged")
+        self.checksum = checksum
+
+
 class Unpacked:
     """What a compressed file holds, unless it is so much more than the file that only a bomb can be meant.
 
@@ -34,7 +46,14 @@ class Unpacked:
         compression: ``gzip``, ``bzip2``, ``xz`` or ``zstd``.
         memory: bytes that the window or dictionary of the compression may take.
         lenient: whether a damage after the first bytes is the end of the file.
+
+    Attributes:
+        limit: bytes that are given at most, where what follows is damaged.
+        stream_start: bytes that the streams before the present one hold.
     """
+
+    limit: int | None = None
+    stream_start = 0
 
     def __init__(self, raw: BinaryIO, compression: str, memory: int, lenient: bool = False) -> None:
         self._raw = raw
@@ -42,7 +61,7 @@ class Unpacked:
         self._input = _Input(raw)
         self._pieces: Iterator[bytes] = _READERS[compression](self._input, memory)
         self._rest = b""
-        self._bytes = 0
+        self._bytes = self._given = self._streams = 0
         self._failure: Exception | None = None
 
     def __enter__(self) -> Unpacked:
@@ -56,12 +75,31 @@ class Unpacked:
         """Bytes of the compressed file that were unpacked so far."""
         return self._input.position
 
+    @property
+    def size(self) -> int:
+        """Bytes of the compressed file."""
+        position = self._raw.tell()
+        size = self._raw.seek(0, 2)
+        self._raw.seek(position)
+        return size
+
     def read(self, size: int) -> bytes:
         """Up to so many bytes, none at the end. What comes before a damage is given before the damage is told.
 
         Raises:
             Unreadable: the file is damaged, cut off, needs too much memory, or unpacks to far more than its size.
         """
+        if self.limit is not None:
+            size = min(size, self.limit - self._given)
+            if not size:
+                if self._lenient and self._given:
+                    return b""
+                raise Unreadable("its compressed data are damaged, which also makes the rows right before uncertain")
+        data = self._read(size)
+        self._given += len(data)
+        return data
+
+    def _read(self, size: int) -> bytes:
         pieces = [self._rest] if self._rest else []
         length = len(self._rest)
         while length < size and self._failure is None:
@@ -69,7 +107,9 @@ class Unpacked:
                 piece = next(self._pieces, None)
             except (Unreadable, OSError) as error:
                 self._failure = error
-                break
+                piece = None
+            if self._streams != self._input.streams:
+                self._streams, self.stream_start = self._input.streams, self._bytes
             if piece is None:
                 break
             self._bytes += len(piece)
@@ -120,6 +160,7 @@ class _Input:
         self._held = b""
         self._at = 0
         self.position = 0  # of the next byte in the file
+        self.streams = 0  # begun so far
 
     def some(self, most: int) -> bytes:
         """Up to so many bytes; none only at the end of the file."""
@@ -200,6 +241,7 @@ def _streams(source: _Input, name: str, make: Callable[[], _Decompressor]) -> It
     more = True
     while more:
         start = source.position
+        source.streams += 1
         yield from _stream(source, make, start, name)
         more = source.skip_zeros()
 
@@ -229,7 +271,7 @@ def _stream(source: _Input, make: Callable[[], _Decompressor], start: int, name:
                 given += len(piece)
                 yield piece
             if fed > start or given:
-                raise Unreadable(f"its {name} data are damaged") from None
+                raise Damaged(name, "incorrect" in str(error)) from None
             if start:
                 raise Unreadable(f"after the end of its {name} data it has bytes that are none") from None
             raise Unreadable(f"it is no {name} file, or damaged") from None
@@ -292,6 +334,7 @@ def _zstd(source: _Input, memory: int) -> Iterator[bytes]:
             while left:
                 left -= len(source.exactly(min(left, _PIECE_BYTES)))
         else:
+            source.streams += 1
             yield from _frame(source, decompressor, magic, memory)
         more = source.skip_zeros()
 
@@ -319,8 +362,8 @@ def _frame(source: _Input, decompressor: zstandard.ZstdDecompressor, magic: byte
     while True:
         try:
             piece = unpacking.decompress(data)
-        except zstandard.ZstdError:
-            raise Unreadable("its zstd data are damaged") from None
+        except zstandard.ZstdError as error:
+            raise Damaged("zstd", "checksum" in str(error)) from None
         if piece:
             yield piece
         if last:
