@@ -242,6 +242,16 @@ def test_lists_of_fixed_size_in_the_input_are_lists_too_where_that_is_asked() ->
     assert table.cast(stored).to_pylist() == table.to_pylist()
 
 
+@pytest.mark.parametrize("outer", [lambda kind: pa.map_(pa.string(), kind), lambda kind: pa.map_(kind, kind)])
+def test_lists_of_fixed_size_inside_of_maps_are_lists_too_where_that_is_asked(outer: Any) -> None:
+    fixed, plain = pa.list_(pa.float32(), 2), pa.list_(pa.float32())
+    for wrapped in (outer, lambda kind: pa.struct({"m": outer(pa.list_(kind))})):
+        stored = stored_schema(pa.schema([("a", wrapped(fixed))]), [], "list")
+        assert stored.field("a").type == wrapped(plain)
+    kind = pa.dictionary(pa.int32(), fixed)
+    assert stored_schema(pa.schema([("a", kind)]), [], "list").field("a").type.value_type == plain
+
+
 @pytest.mark.parametrize("compression", ["none", "zstd", "gzip"])
 def test_json_lines(tmp_path: Path, plan: Plan, compression: str) -> None:
     output = tmp_path / "out"

@@ -28,6 +28,7 @@ from distilbeam.transforms.input import delta
 from distilbeam.transforms.input.planning import list_inputs, plan_splits
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.reading import read_split
+from distilbeam.transforms.input.tables import plain_schema
 from distilbeam.transforms.provenance import ROW
 from distilbeam.transforms.storage import filesystems
 from distilbeam.transforms.storage.filesystems import FileInfo
@@ -477,6 +478,17 @@ def test_what_a_library_says_of_a_damaged_table_is_kept_back(
     with pytest.raises(InputError, match=r"cannot read .* table .*Error\)") as caught:
         _read(root)
     assert "secret" not in str(caught.value)
+
+
+def test_large_types_are_small_ones_inside_of_every_other() -> None:
+    for outer in (
+        lambda kind: pa.list_(kind, 2),
+        lambda kind: pa.dictionary(pa.int32(), kind),
+        lambda kind: pa.map_(kind, pa.list_(kind, 1)),
+        lambda kind: pa.struct({"a": pa.list_(kind)}),
+    ):
+        given = pa.schema([("v", outer(pa.large_string())), ("w", outer(pa.large_list(pa.large_binary())))])
+        assert plain_schema(given) == pa.schema([("v", outer(pa.string())), ("w", outer(pa.list_(pa.binary())))])
 
 
 def test_what_a_table_has_is_known_to_the_plan_by_size_and_version(tmp_path: Path, caplog: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pyarrow as pa
 
 __all__ = [
+    "VIEWS",
     "can_cast",
     "common_type",
     "holds",
@@ -17,6 +18,9 @@ __all__ = [
     "shown_types",
     "without_dictionaries",
 ]
+
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""Views of texts, and the types that they are read as."""
 
 _MAX_SHOWN = 200  # characters of a type that a message shows
 
@@ -282,7 +286,7 @@ def _settled(kind: pa.DataType) -> pa.DataType:
         return pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
     if pa.types.is_run_end_encoded(kind):
         return kind.value_type
-    return _PLAIN.get(kind, kind)
+    return VIEWS.get(kind, kind)
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -290,7 +294,6 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 _UNITS = ("s", "ms", "us", "ns")
-_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _LISTS = (
     (pa.types.is_list, pa.list_),
     (pa.types.is_large_list, pa.large_list),

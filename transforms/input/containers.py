@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from .column_types import VIEWS
 from .decoding import Damaged, Source, pieces
 from .nested import roots
 
@@ -15,8 +16,6 @@ __all__ = ["Container", "Range", "buffered", "open_container", "read_container"]
 
 Range = tuple[int, int | None, int]
 """First row, the row after the last one (None where nobody knows) and bytes."""
-
-_VIEWS = {"string_view": pa.string(), "binary_view": pa.binary()}
 
 
 class Container(Protocol):
@@ -100,7 +99,7 @@ def read_container(
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch once all offsets and indices in it are sound; which of its texts are UTF-8 is looked at later."""
-    columns = [column.cast(_VIEWS.get(str(column.type), column.type)) for column in batch.columns]
+    columns = [column.cast(VIEWS.get(column.type, column.type)) for column in batch.columns]
     for column in columns:
         plain = column
         if str(column.type) in ("string", "large_string"):

@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 
 from .fitting import fitted
 
-__all__ = ["filled", "partition_value", "partition_values"]
+__all__ = ["HIVE_NULL", "filled", "partition_value", "partition_values"]
 
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""Value of a partition that stands for null."""
 
 
 def partition_values(url: str) -> tuple[tuple[str, str], ...]:
@@ -37,7 +38,7 @@ def partition_value(value: str, kind: pa.DataType) -> pa.Scalar:
         >>> partition_value("2024%2D05%2D01", pa.date32()).as_py()
         datetime.date(2024, 5, 1)
     """
-    text = pa.array([None if value == _HIVE_NULL else unquote(value)], pa.string())
+    text = pa.array([None if value == HIVE_NULL else unquote(value)], pa.string())
     return fitted(text, kind)[0]
 
 

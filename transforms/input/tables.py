@@ -19,12 +19,13 @@ import pyarrow as pa
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage.filesystems import FileInfo, Match, join, list_names
 
+from .partitions import HIVE_NULL
+
 __all__ = ["LiveFile", "Snapshot", "TableFile", "plain_schema", "read_tables", "texts", "unmapped_column"]
 
 _LOG = logging.getLogger(__name__)
 _THREADS = 16
 _FIELD_ID = b"PARQUET:field_id"
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _ICEBERG_METADATA = r"v?\d+[^/]*\.metadata\.json(\.gz)?"
 # By what lies in a table's folder. Of several in one folder the first goes: a Delta table may carry metadata of others.
 _KINDS = {
@@ -222,7 +223,7 @@ def _live(root: str, kind: str, seen: Mapping[str, FileInfo], below: str | None)
                 f"the {kind} table {root!r} of version {snapshot.version} has a file {url!r}, which is not there; "
                 "repair the table, or restore the file"
             )
-        values = tuple((name, _HIVE_NULL if value is None else quote(value, safe="")) for name, value in file.values)
+        values = tuple((name, HIVE_NULL if value is None else quote(value, safe="")) for name, value in file.values)
         table = f"the {kind} table {root!r}"
         files.append(TableFile(url, info.size, info.version, table, schema, values))
     if not files and below == root:
@@ -259,6 +260,10 @@ def _plain_type(kind: pa.DataType, ids: bool) -> pa.DataType:
         return pa.binary()
     if pa.types.is_large_list(kind) or pa.types.is_list(kind):
         return pa.list_(_plain(kind.value_field, ids))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_field, ids), kind.list_size)
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _plain_type(kind.value_type, ids), kind.ordered)
     if pa.types.is_struct(kind):
         return pa.struct([_plain(field, ids) for field in kind])
     if pa.types.is_map(kind):

@@ -9,11 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distilbeam.transforms.errors import OutputError
-from distilbeam.transforms.input.column_types import mapped, shown_type, without_dictionaries
+from distilbeam.transforms.input.column_types import VIEWS, mapped, shown_type, without_dictionaries
 
 __all__ = ["check_parquet", "storable_batch", "storable_schema"]
-
-_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
 def storable_schema(schema: pa.Schema) -> pa.Schema:
@@ -91,15 +89,15 @@ def _storable(kind: pa.DataType) -> pa.DataType:
         return make(kind.precision - kind.scale, 0)
     if not pa.types.is_dictionary(kind):
         return kind
-    value = _PLAIN.get(kind.value_type, kind.value_type)
+    value = VIEWS.get(kind.value_type, kind.value_type)
     return pa.dictionary(pa.int32(), value, kind.ordered) if _is_text(value) else value
 
 
 def _stored(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_run_end_encoded(array.type):
         return _stored(pc.run_end_decode(array), kind)
-    if pa.types.is_dictionary(array.type) and array.type.value_type in _PLAIN:
-        values = array.dictionary.cast(_PLAIN[array.type.value_type])  # Arrow takes nothing from views
+    if pa.types.is_dictionary(array.type) and array.type.value_type in VIEWS:
+        values = array.dictionary.cast(VIEWS[array.type.value_type])  # Arrow takes nothing from views
         array = pa.DictionaryArray.from_arrays(array.indices, values, ordered=array.type.ordered)
     if any(dictionary.null_count for dictionary in _dictionaries(array)):
         array = array.cast(without_dictionaries(kind))  # Parquet has no null among the categories

@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from distilbeam.transforms.input.column_types import mapped
+
 __all__ = ["VECTOR_TYPES", "stored_schema", "vector_columns"]
 
 VECTOR_TYPES = ("fixed", "list")
@@ -53,17 +55,10 @@ def stored_schema(schema: pa.Schema, vectors: Collection[str], vector_type: str)
             # The column itself stays nullable: tables that grow by such files take other columns no better.
             field = pa.field(field.name, pa.list_(element, length), metadata=field.metadata)
         elif vector_type == "list":
-            field = field.with_type(_without_fixed_sizes(field.type))
+            field = field.with_type(mapped(field.type, _unsized))
         fields.append(field)
     return pa.schema(fields, schema.metadata)
 
 
-def _without_fixed_sizes(kind: pa.DataType) -> pa.DataType:
-    """The type with lists in place of fixed-size lists, inside of structs and lists too."""
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_fixed_sizes(field.type)) for field in kind.fields])
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_without_fixed_sizes(kind.value_type)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_without_fixed_sizes(kind.value_type)))
-    return kind
+def _unsized(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(kind.value_field) if pa.types.is_fixed_size_list(kind) else kind
