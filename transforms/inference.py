@@ -21,6 +21,7 @@ from .errors import SettingsError
 from .featurization import FeatureSpec
 from .fitness import check_spec
 from .row_fields import are_dicts, wrong_type
+from .stage import Stage
 from .watchdog import STALL_TIMEOUT
 from .workers import FAILED, FeaturizeBatches, FeaturizeRows, wrong_element
 
@@ -54,7 +55,7 @@ class _Vectors(_Model, total=False):
     embedding_dtype: str
 
 
-class Featurize(beam.PTransform):
+class Featurize(Stage):
     """Append features to documents: one tokenization and one model pass for all that is asked.
 
     Takes record batches, as ``ReadDocuments`` gives them, and appends columns; or rows (``beam.Row``, NamedTuple,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import apache_beam as beam
 
@@ -13,18 +13,9 @@ from .errors import SettingsError
 from .output.ledger import Ledger
 from .output.split_writer import ALL_BATCHES
 from .row_fields import FEATURE_TYPES
+from .stage import Stage
 
-__all__ = ["Stage", "Upstream", "look_upstream"]
-
-
-@runtime_checkable
-class Stage(Protocol):
-    """A transform with a model, as ``Featurize`` is one."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
-    @property
-    def identity(self) -> Callable[[], Mapping[str, Any]]: ...
+__all__ = ["Upstream", "look_upstream"]
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,19 @@ def test_the_graph_is_followed_through_composites(documents: str, checkpoints: C
     assert look_upstream(pipeline | beam.Create([1])).reading is None
 
 
+def test_a_step_of_the_users_is_no_model_whatever_its_attributes(documents: str, tmp_path: Path) -> None:
+    class Mine(beam.PTransform):
+        settings = "threshold 3"
+        identity = "mine"
+
+        def expand(self, batches: Any) -> Any:
+            return batches | "inner" >> beam.Map(filtered)
+
+    found = look_upstream(beam.Pipeline() | read(documents) | Mine())
+    assert (found.stages, found.steps, found.is_ours) == ((), ("Mine/inner",), False)
+    _ = beam.Pipeline() | read(documents) | Mine() | WriteFeatures(tmp_path / "out")
+
+
 def test_steps_that_drop_batches_are_refused(documents: str, tmp_path: Path) -> None:
     start = beam.Pipeline(runner=FnApiRunner()) | read(documents)
     with pytest.raises(SettingsError, match=r"'mine' drops batches .* beam\.Map\(lambda batch: batch\.filter"):
