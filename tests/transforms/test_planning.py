@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from distilbeam.transforms.input.formats import kinds
 from distilbeam.transforms.input.planning import plan_splits
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
+from distilbeam.transforms.storage.filesystems import file_info, open_input
 from tests.recurring import Folder
 
 
@@ -32,3 +34,15 @@ def test_apart_no_split_has_two_files_and_nothing_is_lost(tmp_path: Path, format
 def test_a_split_that_has_a_record_goes_by_its_name() -> None:
     split = Split((Part("a", "", 1, "v"),), 0, 1, b"", 0, record="00aa-12345678")
     assert split.id == "00aa"
+
+
+def test_a_file_whose_name_tells_no_format_is_opened_once_to_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text('{"text": "t", "n": "1", "x": 1}\n')
+    opened = []
+    monkeypatch.setattr(kinds, "open_input", lambda url: opened.append(url) or open_input(url))
+    infos = [file_info(str(tmp_path / name)) for name in ("a", "b")]
+    plan_splits(ReadSettings(tmp_path / "*", types={"n": "int64"}, keep=["n", "x"]), infos=infos)
+    assert sorted(opened) == [info.url for info in infos]

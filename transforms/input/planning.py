@@ -25,7 +25,7 @@ from .fitting import fitted
 from .formats import delimited, jsonl, parquet
 from .formats.base import MAX_COLUMNS, count_leaves, reading, unify
 from .formats.compression import open_stream
-from .formats.kinds import CONTAINERS, detect_file, detect_files
+from .formats.kinds import CONTAINERS, detect_files
 from .formats.lines import Block
 from .formats.salvage import open_trusted
 from .keys import complete
@@ -245,11 +245,12 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
     for url, schema in schemas:
         for column in schema:
             known.setdefault(column.name, {}).setdefault(column.type, url)
-    formats = {file.format for file in files}
+    format_of = {file.info.url: file.format for file in files}
+    formats = set(format_of.values())
     names = settings.asked or (*settings.text, *([settings.id] if settings.id else []))
     paths = know_nested(names, known, schemas)
     partitions = {name: None for file in files for name, _ in file.partitions if name not in known}
-    fields = {name: _field(settings, name, known[name]) for name in wanted(settings, known)}
+    fields = {name: _field(settings, name, known[name], format_of) for name in wanted(settings, known)}
     shown = {column: kinds for column, kinds in known.items() if column not in paths}
     fields |= {name: pa.field(name, pa.string()) for name in wanted(settings, partitions)}
     if all(file.empty for file in files if file.sampled):  # no JSON object anywhere, so nothing contradicts the user
@@ -274,7 +275,7 @@ def _unified(settings: ReadSettings, files: list[InputFile], schemas: list[tuple
             f"the input has a column {ROW!r}, a name that is used for the position of a row; rename it, or leave it "
             "out by listing the columns to `keep`"
         )
-    warn_of_absent(settings, schemas, partitions)
+    warn_of_absent(settings, schemas, format_of, partitions)
     fields |= {name: mark_nested(fields[name], path) for name, path in paths.items() if name in fields}
     schema = pa.schema([fields[name] for name in settings.asked or fields])
     if (misfit := find_misfit(files, schema)) is not None:
@@ -334,14 +335,14 @@ def _check_types(formats: Collection[str], types: Mapping[str, pa.DataType]) -> 
                 ) from None
 
 
-def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) -> pa.Field:
+def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str], formats: Mapping[str, str]) -> pa.Field:
     """The field that a column of these types has, each type with a file that has it."""
     if name in settings.text:
-        check_text(settings, name, types)
+        check_text(settings, name, types, formats)
         return pa.field(name, pa.string())
     if name in settings.types:
         for kind, url in types.items():
-            is_guess = detect_file(url, settings.format)[0] in UNTYPED  # its values are still to be read as the type
+            is_guess = formats[url] in UNTYPED  # its values are still to be read as the type
             if not is_guess and not can_cast(kind, settings.types[name]):
                 raise InputError(
                     f"column {name!r} of {url!r} is {shown_type(kind)}, which cannot be read as "
@@ -353,7 +354,7 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
         try:
             both = unify([field, other])
         except pa.ArrowException:
-            one, two = _shown(settings, types, field.type, other.type)
+            one, two = _shown(formats, types, field.type, other.type)
             raise InputError(
                 f"column {name!r} is {one} in {source!r} but {two} in {url!r}; leave it out by listing the columns to "
                 "`keep`, or give it a type with `types`, such as string"
@@ -362,7 +363,7 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
             field, source = both, url
     for kind, url in types.items():
         if not can_cast(kind, field.type):
-            one, two = _shown(settings, types, kind, field.type)
+            one, two = _shown(formats, types, kind, field.type)
             raise InputError(
                 f"column {name!r} is {one} in {url!r}, which Arrow cannot read as {two}; leave it out by listing the "
                 "columns to `keep`"
@@ -370,9 +371,9 @@ def _field(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) 
     return field
 
 
-def _shown(settings: ReadSettings, types: Mapping[pa.DataType, str], *kinds: pa.DataType) -> list[str]:
+def _shown(formats: Mapping[str, str], types: Mapping[pa.DataType, str], *kinds: pa.DataType) -> list[str]:
     """Types made of those of a column, which may have keys of JSON lines in them, for a message."""
-    tell = all(detect_file(url, settings.format)[0] != "jsonl" for url in types.values())
+    tell = all(formats[url] != "jsonl" for url in types.values())
     return [shown_type(kind, tell=tell) for kind in kinds]
 
 

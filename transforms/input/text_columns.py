@@ -11,7 +11,6 @@ from distilbeam.transforms.errors import InputError
 
 from .column_types import shown_type
 from .formats.base import is_text_type
-from .formats.kinds import detect_file
 from .nested import find_path, hint
 from .read_settings import ReadSettings
 
@@ -20,20 +19,21 @@ __all__ = ["check_text", "cure_of_csv", "warn_of_absent"]
 _LOG = logging.getLogger(__name__)
 
 
-def check_text(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str]) -> None:
+def check_text(settings: ReadSettings, name: str, types: Mapping[pa.DataType, str], formats: Mapping[str, str]) -> None:
     """Checks that a text column is one in all files, before every row fails on it.
 
     Args:
         settings: what to read and how.
         name: the column.
         types: its types, each with a file that has it.
+        formats: the formats of the files.
 
     Raises:
         InputError: it is something else in a file. Of JSON lines some rows may be, each of which becomes a reject.
     """
     texts = any(map(is_text_type, types))
     for kind, url in types.items():
-        by_line = detect_file(url, settings.format)[0] == "jsonl"
+        by_line = formats[url] == "jsonl"
         if is_text_type(kind) or pa.types.is_null(kind) or (texts and by_line):
             continue
         can_be = by_line or _can_be_text(kind)
@@ -65,7 +65,10 @@ def cure_of_csv(formats: Collection[str], columns: int) -> str:
 
 
 def warn_of_absent(
-    settings: ReadSettings, schemas: Iterable[tuple[str, pa.Schema]], partitions: Collection[str] = ()
+    settings: ReadSettings,
+    schemas: Iterable[tuple[str, pa.Schema]],
+    formats: Mapping[str, str],
+    partitions: Collection[str] = (),
 ) -> None:
     """Warns, once for an input, of a file none of whose rows has a text, since it has no text column.
 
@@ -74,6 +77,7 @@ def warn_of_absent(
     Args:
         settings: what to read and how.
         schemas: the schemas of the files, each with the first file that has it.
+        formats: the formats of the files.
         partitions: columns that the folders of files give.
     """
     if any(name in partitions for name in settings.text):
@@ -81,7 +85,7 @@ def warn_of_absent(
     for url, schema in schemas:
         if any(name in schema.names or find_path(schema, name) for name in settings.text):
             continue
-        if detect_file(url, settings.format)[0] != "jsonl":
+        if formats[url] != "jsonl":
             what = "is set aside" if settings.nulls == "reject" else "is kept without features"
             _LOG.warning(
                 "%r, and each file with the same columns, has no column %s, so that every row of it %s as one without "

@@ -11,7 +11,6 @@ from distilbeam.transforms.input.column_types import can_cast, holds, reads_as, 
 from distilbeam.transforms.input.formats import jsonl
 from distilbeam.transforms.input.formats.base import is_text_type, reading, unify
 from distilbeam.transforms.input.formats.compression import open_stream
-from distilbeam.transforms.input.formats.kinds import detect_file
 from distilbeam.transforms.input.formats.lines import BadLine, parse, read_blocks
 from distilbeam.transforms.input.planning import UNTYPED, InputFile, cut, find_misfit, list_inputs, look, wanted
 from distilbeam.transforms.input.read_settings import ReadSettings
@@ -158,7 +157,8 @@ def plan_increment(
     columns = pa.ipc.read_schema(pa.py_buffer(schema))
     _check_outgrown(columns)
     _check_fit(settings, columns, looked, schemas)
-    warn_of_absent(settings, schemas, {name for file in looked for name, _ in file.partitions})
+    formats = {file.info.url: file.format for file in looked}
+    warn_of_absent(settings, schemas, formats, {name for file in looked for name, _ in file.partitions})
     digest = settings.digest
     partitions = frozenset(columns.names)
     splits = [Split((_first(record),), 0, 0, schema, 0, record=record.name, seen=record.seen) for record in kept]
@@ -196,12 +196,13 @@ def _check_fit(
     settings: ReadSettings, columns: pa.Schema, files: Sequence[InputFile], schemas: Sequence[tuple[str, pa.Schema]]
 ) -> None:
     """Raises Misfit for the first column of the files that cannot be read as the schema has it."""
+    looked = {file.info.url: file for file in files}
     for url, schema in schemas:
         for name in wanted(settings, schema.names):
             if name not in columns.names:
                 raise _surplus(url, name)
-            if not _fits(settings, url, columns.field(name), schema.field(name)):
-                tell = detect_file(url, settings.format)[0] != "jsonl"
+            if not _fits(settings, looked[url], columns.field(name), schema.field(name)):
+                tell = looked[url].format != "jsonl"
                 found, kind = shown_types(schema.field(name).type, columns.field(name).type, tell=tell)
                 raise Misfit(
                     f"column {name!r} is {kind} in the output, but {found} in {url!r}; convert the file, or set "
@@ -244,19 +245,18 @@ def _surplus(url: str, name: str) -> Misfit:
     )
 
 
-def _fits(settings: ReadSettings, url: str, column: pa.Field, found: pa.Field) -> bool:
+def _fits(settings: ReadSettings, file: InputFile, column: pa.Field, found: pa.Field) -> bool:
     if column.name in settings.text:
         return is_text_type(found.type) or pa.types.is_null(found.type) or column.name in settings.types
-    format, compression = detect_file(url, settings.format)
     if column.name in settings.types:
-        return format in UNTYPED or can_cast(found.type, column.type)
-    if format != "jsonl":
+        return file.format in UNTYPED or can_cast(found.type, column.type)
+    if file.format != "jsonl":
         return reads_as(found.type, column.type)
     try:
         return bool(unify([column, found]).type == column.type)
     except pa.ArrowException:
         # Inferred types tell too little: nulls alone pass for strings.
-        return _reads_as(url, compression, column, settings)
+        return _reads_as(file.info.url, file.compression, column, settings)
 
 
 def _reads_as(url: str, compression: str | None, column: pa.Field, settings: ReadSettings) -> bool:
