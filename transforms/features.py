@@ -44,7 +44,10 @@ class WriteFeatures(beam.PTransform):
 
     It takes record batches, as ``ReadDocuments`` and the transforms with a model give them, rows with a Beam schema,
     and dicts, whose columns ``schema`` names. What does not come from ``ReadDocuments`` is written bundle by bundle,
-    and a later run cannot tell what of it is done, so it cannot resume.
+    and a later run cannot tell what of it is done, so it cannot resume. A row or dict with a value that is not of its
+    column's type becomes a reject. One whose text is None, or that a model has failed on, is written with null
+    features: ``with_exception_handling()`` sets the latter apart, and ``beam.Filter`` drops the former. (What becomes
+    of documents in files without a text ``ReadDocuments(nulls=...)`` tells.)
 
         rows = pipeline | beam.Create([beam.Row(id=1, text="good film")]) | Embed("./minilm") | WriteFeatures("out")
 
@@ -304,7 +307,7 @@ class _WriteSplits(beam.DoFn):
         if not isinstance(batch, pa.RecordBatch):
             raise SettingsError(wrong_element(type(batch)))
         provenance = Provenance.of(batch)
-        if provenance is None and not self._read_here:
+        if (provenance is None or not provenance.splits) and not self._read_here:
             if self._unit is None:
                 if self._identities is None:
                     self._identities = [model() for model in self._models]

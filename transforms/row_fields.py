@@ -9,6 +9,7 @@ from typing import Any, Union, get_type_hints
 
 import apache_beam as beam
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.portability.api import schema_pb2
 from apache_beam.typehints import typehints
@@ -19,6 +20,8 @@ from apache_beam.utils.timestamp import Timestamp
 
 from .discretion import discreet
 from .errors import InputError, SettingsError
+from .halving import find_failing
+from .provenance import Provenance, Reject
 
 __all__ = [
     "FEATURE_TYPES",
@@ -225,6 +228,8 @@ def rows_to_batches(kind: Any, schema: pa.Schema | None, added: Sequence[tuple[s
 class RowsToBatches(beam.DoFn):
     """Rows or dicts -> record batches of one schema, in the global window; batches go through.
 
+    A row with a value that is not of its column's type is left out, and told by a reject of the batch.
+
     Args:
         schema: columns and types.
         names: the fields of a row; None where the PCollection has no schema.
@@ -264,17 +269,59 @@ class RowsToBatches(beam.DoFn):
 
     def _batch(self) -> pa.RecordBatch:
         rows, self._rows = self._rows, []
-        return pa.record_batch([_column(field, rows) for field in self.schema], schema=self.schema)
+        batch, rejects = _fitting(rows, self.schema)
+        # Splits are counted from 1 in a plan: 0 of them, since nobody knows where these rows come from.
+        return Provenance("", "", splits=0, rejects=rejects).attach(batch) if rejects else batch
+
+
+def _fitting(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> tuple[pa.RecordBatch, tuple[Reject, ...]]:
+    """The rows whose values fit into the columns, and the others as rejects."""
+    columns: list[pa.Array] = []
+    bad: dict[int, Reject] = {}
+    for field in schema:
+        try:
+            columns.append(_column(field, rows))
+        except Exception:  # of whatever kind: values may be of any class
+            bad = {**_misfits(field, rows), **bad}
+    if len(columns) < len(schema):
+        rows = [row for position, row in enumerate(rows) if position not in bad]
+        columns = [_fitting_column(field, rows) for field in schema]
+    return pa.record_batch(columns, schema=schema), tuple(bad[position] for position in sorted(bad))
+
+
+def _misfits(field: pa.Field, rows: Sequence[Mapping[str, Any]]) -> dict[int, Reject]:
+    def failure(part: npt.NDArray[np.int64]) -> str | None:
+        try:
+            _column(field, [rows[position] for position in part])
+        except Exception as error:
+            return type(error).__name__
+        return None
+
+    return {
+        position: Reject.of(
+            "write",
+            error,
+            f"the field {field.name!r} holds a {type(rows[position].get(field.name)).__name__} that is no "
+            f"{field.type}; its type is given by WriteFeatures(schema=pa.schema([...]))",
+        )
+        for position, error in find_failing(np.arange(len(rows)), failure, known=True).items()
+    }
+
+
+def _fitting_column(field: pa.Field, rows: Sequence[Mapping[str, Any]]) -> pa.Array:
+    try:
+        return _column(field, rows)
+    except Exception as error:  # each alone is well, as of more values than a dictionary has indices for
+        raise InputError(
+            f"the field {field.name!r} holds values that together are no {field.type} ({type(error).__name__}); give "
+            "its type by WriteFeatures(schema=pa.schema([...]))"
+        ) from None
 
 
 def _column(field: pa.Field, rows: Sequence[Mapping[str, Any]]) -> pa.Array:
     values = [row.get(field.name) for row in rows]
     if pa.types.is_timestamp(field.type):
         values = [value.to_utc_datetime(has_tz=True) if isinstance(value, Timestamp) else value for value in values]
-    try:
-        return pa.array(values, field.type)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"the field {field.name!r} holds a value that is no {field.type} ({type(error).__name__}); give its type "
-            "by WriteFeatures(schema=pa.schema([...]))"
-        ) from None
+    column = pa.array(values, field.type)
+    # Arrow widens the indices of a dictionary that has too many values.
+    return column if column.type == field.type else column.cast(field.type)

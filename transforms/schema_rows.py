@@ -53,7 +53,7 @@ def check_row(row: Mapping[str, Any], text: Sequence[str], added: Sequence[str])
         if name not in row:
             raise SettingsError(
                 f"a row has no text field {name!r}; {columns_like(name, list(map(str, row)))}; set text to the fields "
-                "that hold it, and give a row without any the value None"
+                "that hold it"
             )
     for name in added:
         if name in row:
@@ -70,9 +70,10 @@ def weight(element: Any, columns: Sequence[str]) -> int:
 def text_batch(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[pa.RecordBatch, dict[int, Failure]]:
     """The text fields of rows as a record batch, and the rows whose texts cannot be read, with the reason.
 
-    Those have only nulls in the batch: a text that is no string, or one that UTF-8 cannot hold.
+    Those have only nulls in the batch: a text that is no string, or one that UTF-8 cannot hold. A dict without a field
+    has no text in it, as if the field were null.
     """
-    texts = [[row[name] for row in rows] for name in columns]
+    texts = [[row.get(name) for row in rows] for name in columns]
     failed: dict[int, Failure] = {}
     try:
         if all(set(map(type, column)) <= {str, type(None)} for column in texts):

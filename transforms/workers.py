@@ -190,6 +190,7 @@ class FeaturizeRows(_Worker):
         super().__init__(model, engine, spec, stall_timeout, apart, job)
         self._columns = columns
         self._names = names
+        self._lacking: set[str] = set()  # text fields of which it was said that dicts lack them
 
     def start_bundle(self) -> None:
         # Rows on their way to the model: (element, time, windows, pane).
@@ -247,7 +248,16 @@ class FeaturizeRows(_Worker):
         if fields is None:
             raise SettingsError(wrong_element(type(element)))
         if self._names is None:
-            schema_rows.check_row(fields, self._columns, self._spec.columns)
+            # A dict may lack a key, as objects of JSON do; a row has the fields of its kind.
+            schema_rows.check_row(fields, () if fields is element else self._columns, self._spec.columns)
+            for name in self._columns:
+                if name not in fields and name not in self._lacking:
+                    self._lacking.add(name)
+                    _log.warning(
+                        "a dict has no text field %r; it and all others without it count as without text there, and "
+                        "without any text the features are null; if the text is in another field, set `text` to it",
+                        name,
+                    )
         return fields
 
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path, elements: Any
     ("element", "message"),
     [
         ({"id": 1, "secret": "private"}, "a row has a field 'secret' that `schema` lacks"),
-        ({"id": "private"}, r"the field 'id' holds a value that is no int64 \(ArrowInvalid\)"),
+        ({"id": "private"}, r"1 of 1 rows were set aside, more .* ArrowInvalid in stage write \(1\)"),
         ("private", "an element is a str; WriteFeatures takes"),
     ],
 )
@@ -175,6 +175,56 @@ def test_values_that_do_not_fit(tmp_path: Path, element: Any, message: str) -> N
     with pytest.raises(DistilbeamError, match=message) as caught:
         p.run().wait_until_finish()
     assert "private" not in str(caught.value)
+
+
+WORDS = pa.dictionary(pa.int8(), pa.string())
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_rows_that_do_not_fit_are_set_aside(
+    checkpoints: Checkpoints, tmp_path: Path, format: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One by one, whatever of them does not fit; and a bundle of such rows alone."""
+    bad = [
+        {"id": 3, "text": 7},
+        {"id": "private"},
+        {"id": 1 << 70, "text": 8},
+        {"id": 5, "when": Timestamp(10**12), "text": "private"},
+        {"id": 7, "tags": ["private", 3], "text": "private"},
+    ]
+    good = [{"id": number, "text": TEXTS[number % len(TEXTS)], "tags": ["a"]} for number in range(100, 200)]
+    schema = COLUMNS.append(pa.field("when", pa.timestamp("us")))
+    with caplog.at_level(logging.WARNING), pipeline() as p:
+        mixed = p | beam.Create([*bad[:3], *good, *bad[3:]], reshuffle=False)
+        alone = p | "alone" >> beam.Create(bad[:2], reshuffle=False)
+        same = p | "same" >> beam.Create(bad[:2], reshuffle=False)
+        rows = (mixed, alone, same) | beam.Flatten() | Tokenize(checkpoints.bare)
+        _ = rows | WriteFeatures(tmp_path / "out", schema=schema, format=format, max_rejects=None)
+    summary = load_manifest(str(tmp_path / "out")).summary("")
+    assert (summary["rows"], summary["rejects"]) == (100, 9)
+    if format == "parquet":
+        assert written(tmp_path / "out")["id"].tolist() == [row["id"] for row in good]
+    rejects = ds.dataset([str(path) for path in (tmp_path / "out" / "_rejects").glob("*.parquet")]).to_table()
+    assert set(rejects["stage"].to_pylist()) == {"write"}
+    reasons = [reason.split(";")[0] for reason in rejects["reason"].to_pylist()]
+    fields = [("text", "int", "string"), ("id", "str", "int64")]
+    others = [
+        ("id", "int", "int64"),
+        ("when", "Timestamp", "timestamp[us]"),
+        ("tags", "list", "list<item: string>"),
+    ]
+    expected = [f"the field {name!r} holds a {held} that is no {kind}" for name, held, kind in (*fields * 3, *others)]
+    assert sorted(reasons) == sorted(expected)
+    assert "private" not in str(rejects.to_pylist()) + caplog.text
+
+
+def test_values_that_fit_alone_and_not_together(tmp_path: Path) -> None:
+    """More words than a column has numbers for: no row is to blame, so none is set aside."""
+    p = pipeline()
+    rows = p | beam.Create([{"word": str(number)} for number in range(200)], reshuffle=False)
+    _ = rows | WriteFeatures(tmp_path / "out", schema=pa.schema([("word", WORDS)]), max_rejects=None)
+    with pytest.raises(DistilbeamError, match="the field 'word' holds values that together are no dictionary"):
+        p.run().wait_until_finish()
 
 
 def test_a_stream_is_refused(tmp_path: Path) -> None:

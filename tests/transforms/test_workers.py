@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
@@ -163,19 +163,51 @@ def test_rows_of_unknown_fields(tokenize: Callable[..., Tokenize], ids: list[lis
         assert_that(found, equal_to([expected]))
 
 
+class Body(NamedTuple):
+    body: str
+
+
 @pytest.mark.parametrize(
     ("element", "message"),
     [
-        ({"body": "private"}, "a row has no text field 'text'; it has 1 column, none of a name like that"),
+        (Body("private"), "a row has no text field 'text'; it has 1 column, none of a name like that"),
         ({"text": "private", "token_count": 1}, "a row has a field 'token_count' already; set `prefix`"),
     ],
 )
-def test_a_dict_without_text(tokenize: Callable[..., Tokenize], element: Any, message: str) -> None:
+def test_rows_that_show_wrong_settings(tokenize: Callable[..., Tokenize], element: Any, message: str) -> None:
     p = pipeline()
-    _ = p | beam.Create([element]) | tokenize()
+    _ = p | beam.Create([element]) | beam.Map(lambda row: row).with_output_types(Any) | tokenize()
     with pytest.raises(SettingsError, match=message) as caught:
         p.run().wait_until_finish()
     assert "private" not in str(caught.value)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_dict_without_text_has_no_features(
+    tokenize: Callable[..., Tokenize], apart: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one whose text is None, said once; what it lacks it does not get."""
+    elements = [{"id": 1, "text": "the cat"}, {"id": 2}, {"id": 3, "body": "private"}, {"id": 4, "text": None}, {}]
+    nothing = {"input_ids": None, "token_count": None, "truncated": None}
+    p = pipeline()
+    transform = tokenize(text=("title", "text"))
+    found = p | beam.Create(elements) | (transform.with_exception_handling() if apart else transform)
+    good = found[0] if apart else found
+    if apart:
+        assert_that(found[1], equal_to([]), label="bad")
+    without = good | beam.Filter(lambda row: row.get("id") != 1)
+    assert_that(without, equal_to([{**element, **nothing} for element in elements[1:]]), label="without")
+    counts = good | "one" >> beam.Filter(lambda row: row.get("id") == 1) | beam.Map(lambda row: row["token_count"] > 0)
+    assert_that(counts, equal_to([True]), label="with")
+    with caplog.at_level(logging.WARNING, workers.__name__):
+        result = p.run()
+        result.wait_until_finish()
+    told = [record.getMessage() for record in caplog.records if "has no text field" in record.getMessage()]
+    assert [message.split(";")[0] for message in told] == [
+        "a dict has no text field 'title'",
+        "a dict has no text field 'text'",
+    ]
+    assert "private" not in caplog.text
 
 
 BAD = [

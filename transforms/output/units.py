@@ -39,13 +39,19 @@ class UnitWriter:
         self._provenance = Provenance("", split, splits=0, sequence=-1, models=tuple(map(dict, models)))
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Adds rows.
+        """Adds rows, and the rejects that the batch brings.
 
         Raises:
             OutputError: their columns differ from those before, or they cannot be written.
         """
-        before = self._provenance
-        self._provenance = replace(before, sequence=before.sequence + 1, seen=before.seen + batch.num_rows)
+        before, brought = self._provenance, Provenance.of(batch)
+        rejects = brought.rejects if brought else ()
+        self._provenance = replace(
+            before,
+            sequence=before.sequence + 1,
+            seen=before.seen + batch.num_rows + len(rejects),
+            rejects=rejects,
+        )
         if ROW not in batch.schema.names:
             rows = np.arange(before.seen, before.seen + batch.num_rows)
             batch = batch.append_column(ROW, pa.array(rows, pa.int64()))
