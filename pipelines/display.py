@@ -195,6 +195,9 @@ def inspection_facts(found: Inspection, spell: Callable[[str], str] = str) -> li
             )
         )
     facts.append(("rejected", _share(found.rejects.total, found.rows + found.rejects.total)))
+    for name, count in (("dropped", found.dropped), ("added", found.added)):
+        if count:
+            facts.append((name, f"{_plural(count, 'row')}, by steps between reading and writing"))
     return facts
 
 
@@ -259,7 +262,7 @@ def _rejects(found: Inspection, console: Console, spell: Callable[[str], str]) -
     console.print()
     for reject in found.rejects.examples:
         unit = "row" if reject["line"] is None else "line"
-        where = f"{reject['source']} {unit} {reject[unit]}"
+        where = f"{reject['source']} {unit} {reject[unit]}" if reject["source"] else "a row"
         named = f" ({reject['id']})" if reject.get("id") is not None else ""
         console.print(_clean(f"{where}{named}: {spell(reject['reason'])}"), soft_wrap=True)
 

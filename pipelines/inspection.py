@@ -122,6 +122,8 @@ class Inspection:
         models: the models that made it, in order, as the manifest has them.
         computes: each device and dtype they ran in, with its ``stage`` (position of the model) and number of splits.
         rejects: rows set aside.
+        dropped: rows that steps of the user's have taken out between reading and writing.
+        added: rows that they have put in.
         labels: rows by label, most first; None without labels.
         tokens: lengths of the texts; None without a token count.
         vectors: the embeddings; None without them.
@@ -150,6 +152,8 @@ class Inspection:
     sample: list[dict[str, Any]] = field(default_factory=list)
     features: str = ""
     opening: dict[str, str] = field(default_factory=dict)
+    dropped: int = 0
+    added: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as what JSON knows."""
@@ -238,6 +242,8 @@ def inspect(output: str | os.PathLike[str], rows: int = 5) -> Inspection:
         sample=sample,
         features=output if manifest.has_first_layout else features_of(output),
         opening={} if manifest.has_first_layout else opening(output, manifest.writer["format"]),
+        dropped=manifest.dropped,
+        added=manifest.added,
     )
 
 

@@ -135,15 +135,22 @@ class ReadDocuments(beam.PTransform):
         )
 
 
-def give_ledger(reading: Any, ledger: _Ledger) -> _Ledger:
+def give_ledger(reading: Any, ledger: _Ledger, steps: Sequence[str] = ()) -> _Ledger:
     """The ledger of ``ReadDocuments`` as it was applied to a pipeline: the given one from now on, if it had none.
 
     A pipeline is taken down only when it is run, and until then its steps can learn of what comes after them.
+
+    Args:
+        reading: the reader in the graph.
+        ledger: what it asks which splits are finished.
+        steps: names of the user's steps between it and the writer, which nobody compares with those of before.
     """
     for part in reading.parts:
         step = getattr(part.transform, "fn", None)
         if isinstance(step, _Plan | _Read):
             step._ledger = ledger = step._ledger or ledger
+        if isinstance(step, _Plan):
+            step._steps = tuple(dict.fromkeys((*step._steps, *steps)))
     return ledger
 
 
@@ -152,6 +159,7 @@ class _Plan(beam.DoFn):
         self._settings = settings
         self._ledger = ledger
         self._job = job
+        self._steps: tuple[str, ...] = ()
 
     @discreet
     def process(self, element: None) -> Iterator[tuple[Split, bool]]:
@@ -160,6 +168,12 @@ class _Plan(beam.DoFn):
                 plan = self._ledger.plan(self._settings)
         else:
             plan = [(split, False) for split in plan_splits(self._settings)]
+        if self._steps and any(finished for _, finished in plan):
+            _LOG.warning(
+                "splits that are finished are kept as the steps %s have left them; if these have changed since, set "
+                "`if_exists='overwrite'`",
+                ", ".join(map(repr, self._steps)),
+            )
         splits = with_totals(split for split, _ in plan)
         yield from zip(splits, (finished for _, finished in plan), strict=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,8 +34,6 @@ from .upstream import Upstream, look_upstream
 
 __all__ = ["SplitWriter", "WriteFeatures"]
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(eq=False)
 class WriteFeatures(beam.PTransform):
@@ -52,7 +49,8 @@ class WriteFeatures(beam.PTransform):
         rows = pipeline | beam.Create([beam.Row(id=1, text="good film")]) | Embed("./minilm") | WriteFeatures("out")
 
     Steps of your own may stand between ``ReadDocuments`` and this one. They may drop, add and change the rows of a
-    batch, which is counted, as long as they give one batch for each batch, with its schema's metadata.
+    batch, which is counted, as long as they give one batch for each batch, with its schema's metadata. Where they make
+    rows or dicts of batches (with ``schema``), these are written as rows from anywhere.
 
     ``OUT/features/*.parquet`` holds the rows. Nothing else lies there, so that any reader takes the folder, or a glob.
     ``OUT/_rejects/*.parquet`` holds the rows set aside; ``OUT/_distilbeam/manifest.json``, written last, names all
@@ -170,10 +168,13 @@ class WriteFeatures(beam.PTransform):
                 "sink, such as beam.io.WriteToParquet with windows, or read a bounded input"
             )
         upstream = look_upstream(batches)
+        to_batches = None
+        if not upstream.is_ours:
+            to_batches = rows_to_batches(batches.element_type, self.schema, upstream.fields)
+        if to_batches is not None:
+            upstream = upstream.of_rows(self.if_exists == "resume")
         upstream.refuse_filters()
         self._go_on(upstream)
-        kind = pa.RecordBatch if upstream.reading is not None else batches.element_type
-        to_batches = rows_to_batches(kind, self.schema, upstream.fields)
         base = beam.pvalue.AsSingleton(
             batches.pipeline
             | "Start" >> beam.Create([None])
@@ -221,13 +222,6 @@ class WriteFeatures(beam.PTransform):
                 models=tuple(stage.identity for stage in stages),
             )
         )
-        if resume and upstream.steps:
-            _log.warning(
-                "splits that are finished in %r are kept as the steps %s have left them; if these have changed since, "
-                "set `if_exists='overwrite'`",
-                self._output,
-                ", ".join(map(repr, upstream.steps)),
-            )
 
 
 class _Begin(beam.DoFn):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -16,6 +17,8 @@ from .row_fields import FEATURE_TYPES
 from .stage import Stage
 
 __all__ = ["Upstream", "look_upstream"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,37 @@ class Upstream:
                 f"{self.filters[0]!r} drops batches between ReadDocuments and WriteFeatures; {ALL_BATCHES}"
             )
 
+    def of_rows(self, resume: bool) -> Upstream:
+        """What lies before rows or dicts: no reader, since nobody can tell the splits of rows made of its batches.
+
+        Raises:
+            SettingsError: there is one, and the job is to resume.
+        """
+        if self.reading is None:
+            return self
+        steps = ", ".join(map(repr, self.steps))
+        if resume:
+            raise SettingsError(
+                f"`if_exists` is 'resume', but WriteFeatures is given rows that the steps {steps} make of the batches "
+                "of ReadDocuments, and a later run cannot tell which of them are done; give it batches, without "
+                "`schema`, or set `if_exists='overwrite'` to compute all again"
+            )
+        _log.warning(
+            "the steps %s make rows of the batches of ReadDocuments: they are written as rows from anywhere, and what "
+            "was rejected before is only counted (read_rejects, rejected_by_model), not written; `Rejects` gives it",
+            steps,
+        )
+        return replace(self, reading=None)
+
     def attach(self, ledger: Ledger) -> Any:
-        """Give the reader a ledger, unless it has one already; gives what it has then.
+        """Give the reader a ledger, unless it has one already, and tell it of the steps; gives the ledger it has then.
 
         Raises:
             SettingsError: it has one of another output, and one of the two goes on with what is there.
         """
         if self.reading is None:
             return None
-        known = give_ledger(self.reading, ledger)
+        known = give_ledger(self.reading, ledger, self.steps)
         other = getattr(known, "output", ledger.output)
         if other != ledger.output and (ledger.resume or getattr(known, "resume", False)):
             raise SettingsError(
@@ -81,7 +106,17 @@ class Upstream:
 
 
 def look_upstream(batches: beam.PCollection) -> Upstream:
-    """Follow the graph from a PCollection back to where the documents are read."""
+    """Follow the graph from a PCollection back to where the documents are read.
+
+    Raises:
+        SettingsError: it holds the batches of several ``ReadDocuments``.
+    """
+    if len(readers := _readers(batches)) > 1:
+        raise SettingsError(
+            f"the batches of several ReadDocuments ({', '.join(map(repr, readers))}) come to one WriteFeatures, which "
+            "writes those of one plan; read all files by one ReadDocuments with a list of paths, or write each to its "
+            "own folder"
+        )
     stages: list[Stage] = []
     steps: list[str] = []
     filters: list[str] = []
@@ -100,6 +135,23 @@ def look_upstream(batches: beam.PCollection) -> Upstream:
             break
         (batches,) = inputs
     return Upstream(None, tuple(stages[::-1]), tuple(steps[::-1]), tuple(filters[::-1]))
+
+
+def _readers(batches: beam.PCollection) -> dict[str, None]:
+    """Labels of all ``ReadDocuments`` whose batches surely come here as they are, but for what our stages add."""
+    found: dict[str, None] = {}
+    waiting, seen = [batches], set()
+    while waiting:
+        node = waiting.pop().producer
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        ours = next((each for each in _composites(node) if isinstance(each.transform, ReadDocuments | Stage)), None)
+        if ours is not None and isinstance(ours.transform, ReadDocuments):
+            found[ours.full_label] = None
+        elif ours is not None or isinstance(node.transform, beam.Flatten) or _is_filter(node.transform):
+            waiting += [each for each in (ours or node).inputs[::-1] if isinstance(each, beam.PCollection)]
+    return found
 
 
 def _composites(node: Any) -> Iterator[Any]:

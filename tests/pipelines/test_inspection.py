@@ -198,6 +198,25 @@ def test_an_empty_output_and_one_without_vectors(model: str, tmp_path: Path) -> 
     assert "0 rows" in shown(found)
 
 
+def test_rows_that_steps_of_ones_own_drop_and_add_are_told(corpus: str, tmp_path: Path) -> None:
+    for name, step in (("halved", lambda batch: batch.slice(batch.num_rows // 2)), ("doubled", doubled)):
+        with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+            documents = pipeline | ReadDocuments(corpus, "review", id="id") | beam.Map(step)
+            _ = documents | WriteFeatures(str(tmp_path / name))
+    halved, twice = (inspect(str(tmp_path / name)) for name in ("halved", "doubled"))
+    table = pd.read_parquet(tmp_path / "halved")
+    assert (halved.dropped, halved.added) == (300 - len(table), 0)
+    assert (twice.dropped, twice.added) == (0, 300)
+    assert halved.to_dict()["dropped"] == 300 - len(table) > 0
+    assert re.search(rf"^dropped +{300 - len(table)} rows, by steps between", shown(halved), re.MULTILINE)
+    assert re.search(r"^added +300 rows, by steps between", shown(twice), re.MULTILINE)
+    assert not re.search("^added", shown(halved), re.MULTILINE)
+
+
+def doubled(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch.take(pa.array([row for row in range(batch.num_rows) for _ in range(2)], pa.int64()))
+
+
 def test_vectors_that_are_not_finite_are_told(output: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(output, copy)

@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import duckdb
@@ -19,6 +20,12 @@ from distilbeam.transforms.errors import OutputError, SettingsError
 from distilbeam.transforms.output.manifest import load_manifest
 from distilbeam.transforms.upstream import look_upstream
 from tests.checkpoints import Checkpoints
+
+
+class Document(NamedTuple):
+    id: int
+    text: str
+
 
 STARS = [stars % 5 for stars in range(40)]
 
@@ -127,7 +134,9 @@ def test_a_job_resumes_by_itself(
     staged = sorted((out / "_distilbeam" / "staging").glob("*.json"))
     lost = json.loads(staged[0].read_text())
     staged[0].unlink()
-    with caplog.at_level(logging.WARNING, "distilbeam.transforms.features"):
+    with caplog.at_level(logging.WARNING, "distilbeam.transforms.documents"):
+        run(documents, tmp_path / "first", Tokenize(checkpoints.bare), after=long, if_exists="resume")
+        assert "kept as the steps" not in caplog.text  # there was nothing to keep
         ids, summary, counters = run(documents, out, Tokenize(checkpoints.bare), after=long, if_exists="resume")
     assert "kept as the steps 'after' have left them" in caplog.text
     rejects = lost["rejects_file"]["rows"] if lost["rejects_file"] else 0
@@ -192,6 +201,71 @@ def test_steps_that_drop_batches_are_refused(documents: str, tmp_path: Path) -> 
     start = beam.Pipeline(runner=FnApiRunner()) | read(documents)
     with pytest.raises(SettingsError, match=r"'mine' drops batches .* beam\.Map\(lambda batch: batch\.filter"):
         start | "mine" >> beam.Filter(lambda batch: batch.num_rows) | WriteFeatures(tmp_path / "out")
+
+
+@pytest.mark.parametrize("model", [False, True])
+def test_several_readers_are_refused(checkpoints: Checkpoints, documents: str, tmp_path: Path, model: bool) -> None:
+    """Where their batches come to one writer, whether a model lies before or after they are joined."""
+    p = beam.Pipeline(runner=FnApiRunner())
+    one, two = p | "one" >> read(documents), p | "two" >> read(documents)
+    if model:
+        two |= Tokenize(checkpoints.bare)
+    both = (one, two | beam.Filter(lambda batch: True)) | beam.Flatten() | "model" >> Tokenize(checkpoints.bare)
+    with pytest.raises(SettingsError, match=r"several ReadDocuments \('one', 'two'\) .* one ReadDocuments with a list"):
+        both | WriteFeatures(tmp_path / "out")
+
+
+def test_several_readers_that_nobody_could_tell(documents: str, tmp_path: Path) -> None:
+    """Behind steps of unknown kind they are met at the commit."""
+    other = tmp_path / "other"
+    shutil.copytree(documents, other)
+    p = beam.Pipeline(runner=FnApiRunner())
+    both = [
+        p | name >> read(path) | f"step {name}" >> beam.Map(long_or_all)
+        for name, path in (("one", documents), ("two", str(other)))
+    ]
+    _ = both | beam.Flatten() | WriteFeatures(tmp_path / "out", max_rejects=None)
+    with pytest.raises(OutputError, match=r"several plans .* mixed; nothing was committed. .* a list of paths"):
+        p.run().wait_until_finish()
+
+
+def long_or_all(batch: Any) -> Any:
+    return batch
+
+
+def as_dicts(batch: pa.RecordBatch) -> list[Any]:
+    return [{"id": row["id"], "text": row["text"]} for row in batch.to_pylist()]
+
+
+def as_rows(batch: pa.RecordBatch) -> Iterator[Document]:
+    for row in as_dicts(batch):
+        yield Document(**row)
+
+
+@pytest.mark.parametrize("step", [as_dicts, as_rows])
+@pytest.mark.parametrize("model_first", [False, True])
+def test_rows_may_be_made_of_batches(
+    checkpoints: Checkpoints, documents: str, tmp_path: Path, step: Any, model_first: bool, caplog: Any
+) -> None:
+    """Of several readers too. They are written as rows from anywhere, which is said."""
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string())]) if step is as_dicts else None
+    p = beam.Pipeline(runner=FnApiRunner())
+    found = p | read(documents)
+    found = found | "first" >> Tokenize(checkpoints.bare, prefix="a_") if model_first else found
+    found = found | "mine" >> beam.FlatMap(step) | beam.Filter(lambda row: True) | Tokenize(checkpoints.bare)
+    with pytest.raises(SettingsError, match=r"is given rows that the steps 'mine', .* make of the batches"):
+        found | "resume" >> WriteFeatures(tmp_path / "out", schema=schema, if_exists="resume")
+    with caplog.at_level(logging.WARNING):
+        _ = found | WriteFeatures(tmp_path / "out", schema=schema)
+        p.run().wait_until_finish()
+    assert "make rows of the batches of ReadDocuments: they are written as rows from anywhere" in caplog.text
+    # Beam says so where a step gives what it does not take, such as None for a list.
+    assert not [record for record in caplog.records if record.name.startswith("apache_beam")]
+    table = ds.dataset(str(tmp_path / "out" / "features")).to_table()
+    assert sorted(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)) == [
+        (number, f"text {number}") for number in range(40)
+    ]
+    assert table["input_ids"].null_count == 0
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+_ONE_PLAN = (
+    "nothing was committed. Each ReadDocuments makes a plan of its own: read all files by one with a list of paths, or "
+    "write each to its own folder"
+)
+
 
 def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
     """The records in the order of the plan, if they are one complete plan.
@@ -42,9 +47,7 @@ def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
     records = sorted(_numbered(records), key=lambda record: record.ordinal)
     sizes = sorted({record.splits for record in records})
     if len(sizes) > 1:
-        raise OutputError(
-            f"batches of several plans were mixed: plans of {_some(sizes)} splits; write each to its own folder"
-        )
+        raise OutputError(f"batches of several plans were mixed: plans of {_some(sizes)} splits; {_ONE_PLAN}")
     counts = Counter(record.ordinal for record in records)
     missing = [ordinal for ordinal in range(sizes[0]) if ordinal not in counts]
     if missing:
@@ -53,6 +56,8 @@ def check_records(records: Sequence[SplitRecord]) -> list[SplitRecord]:
             "step between reading and writing may drop batches"
         )
     doubled = [ordinal for ordinal, count in counts.items() if count > 1]
+    if len({(record.ordinal, record.split) for record in records}) > len(counts):
+        raise OutputError(f"batches of several plans of {sizes[0]} splits were mixed; {_ONE_PLAN}")
     if doubled:
         raise OutputError(
             f"{len(doubled)} of {sizes[0]} splits arrived more than once: {_some(doubled)}; nothing was committed. A "
@@ -138,10 +143,17 @@ def check_rejects(output: str, records: Sequence[SplitRecord], limit: RejectLimi
         raise RejectLimitError(
             f"{rejects} of {seen} rows were set aside{told}, more than the {limit} that `max_rejects` allows; nothing "
             f"was committed. Most frequent: {_causes(output, records)}. All reasons are in "
-            f"{filesystems.join(output, STAGING, '*-rejects.parquet')!r}, with lines counted from the start of each "
-            "split; repair the input, or raise `max_rejects` and run again with `if_exists='resume'`, which keeps the "
-            "finished work"
+            f"{filesystems.join(output, STAGING, '*-rejects.parquet')!r}{_cure(records)}"
         )
+
+
+def _cure(records: Sequence[SplitRecord]) -> str:
+    if not any(part.source for record in records for part in record.parts):
+        return "; repair the rows, or raise `max_rejects`"  # rows from anywhere, of which none is kept
+    return (
+        ", with lines counted from the start of each split; repair the input, or raise `max_rejects` and run again "
+        "with `if_exists='resume'`, which keeps the finished work"
+    )
 
 
 def _causes(output: str, records: Sequence[SplitRecord]) -> str:
