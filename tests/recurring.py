@@ -90,7 +90,7 @@ class Folder:
         if self.format == "csv":
             return "".join(["id,text\n", *(f'{name},"text {name}"\n' for name in ids)]).encode()
         rows = ("{" if name[0] == "!" else json.dumps({"id": name, "text": f"text {name}"}) for name in ids)
-        return "".join(row + "\n" for row in rows).encode()
+        return ("".join(row + "\n" for row in rows) or "\n").encode()  # a file of 0 bytes would be passed over
 
 
 def run(

@@ -98,10 +98,80 @@ def test_documents_whose_kind_the_glob_or_the_format_spells_are_read(tmp_path: P
         _listed(tmp_path)
 
 
-def test_json_of_a_doubtful_name_is_data_among_json(tmp_path: Path) -> None:
-    for name in ("index.json", "a.json", "metadata.json"):
+def _json(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"text": "one"}\n')
+
+
+@pytest.mark.parametrize("data", ["a.jsonl", "a.json", "a.ndjson.gz", "a.parquet", "a.csv", "a.txt"])
+@pytest.mark.parametrize(
+    "name", ["metadata.json", "deep/info.json", "config.json", "dataset_config.json", "README.json"]
+)
+def test_json_of_a_name_that_tells_of_data_is_passed_over_beside_data(
+    data: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / data).write_bytes(b"text\n")
+    _json(tmp_path / name)
+    assert _listed(tmp_path) == [data]
+    assert [name in record.getMessage() for record in caplog.records] == [True]
+    assert _listed(tmp_path / "**" / name.rpartition("/")[2]) == [name.rpartition("/")[2]]  # a glob may spell it
+
+
+@pytest.mark.parametrize("folder", ["files", "info", "labels", "README.json"])
+def test_the_name_of_a_folder_spells_no_file(folder: str, tmp_path: Path) -> None:
+    for name in ("a.jsonl", "info.json"):
+        _json(tmp_path / folder / name)
+    assert _listed(tmp_path / folder) == ["a.jsonl"]
+
+
+def test_json_of_such_names_alone_is_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("index.json", "deep/metadata.json"):
+        _json(tmp_path / name)
+    assert _listed(tmp_path) == ["metadata.json", "index.json"]
+    assert not caplog.records
+
+
+def test_json_beside_json_lines_is_refused_until_the_user_says_which(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.json"):
+        _json(tmp_path / name)
+    for pattern in (tmp_path, f"{tmp_path}/*"):
+        with pytest.raises(InputError, match=r"end in \.json \('.*b\.json'\).*such as '(.*\*\.jsonl)'") as told:
+            _listed(pattern)
+    glob = re.search(r"such as '(.*)'", str(told.value))
+    assert glob is not None
+    assert _listed(glob[1]) == ["a.jsonl"]
+    for both in (_listed(tmp_path, format="jsonl"), _listed(f"{tmp_path}/*.json*")):
+        assert both == ["a.jsonl", "b.json"]
+
+
+@pytest.mark.parametrize(
+    "name", ["log.txt", "codebook.txt", "notes.txt", "vocab.txt", "labels.txt", "NOTES", "manifest"]
+)
+def test_texts_of_known_names_tell_of_data_of_another_format(name: str, tmp_path: Path) -> None:
+    _parquet(tmp_path / "a.parquet")
+    (tmp_path / name).write_text("one\n")
+    assert _listed(tmp_path) == ["a.parquet"]
+    (tmp_path / "a.parquet").rename(tmp_path / "a.txt")
+    if name.endswith(".txt") and name != "vocab.txt":  # among texts any name may be that of a document
+        assert sorted(_listed(tmp_path)) == sorted(["a.txt", name])
+
+
+def test_texts_of_other_names_are_refused(tmp_path: Path) -> None:
+    _parquet(tmp_path / "a.parquet")
+    (tmp_path / "story.txt").write_text("one\n")
+    with pytest.raises(InputError, match="several formats"):
+        _listed(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["idx", "index", "part", "download", "lock", "swp", "orig", "crdownload", "partial"])
+@pytest.mark.parametrize("data", ["a.jsonl", "a.csv.gz"])
+def test_what_is_on_its_way_is_passed_over(
+    ending: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (data, f"{data}.{ending}"):
         (tmp_path / name).write_text('{"text": "one"}\n')
-    assert _listed(tmp_path) == ["a.json", "index.json", "metadata.json"]
+    assert _listed(tmp_path) == [data]
+    assert f"{data}.{ending}" in caplog.text
 
 
 def test_two_formats_are_refused_until_the_user_says_which(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,13 +199,16 @@ def test_a_format_that_no_name_tells_is_that_of_all(tmp_path: Path) -> None:
     assert _listed(tmp_path, format="jsonl") == ["a.txt", "b", "c.part"]
 
 
-def test_empty_files_hold_no_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _parquet(tmp_path / "a.parquet")
-    (tmp_path / "part-1.parquet").touch()
-    assert _listed(tmp_path) == ["a.parquet"]
-    assert caplog.text.count("part-1.parquet") == 1
-    (tmp_path / "a.parquet").unlink()
-    assert _listed(tmp_path) == ["part-1.parquet"]  # nothing else is there, so reading says what is wrong
+@pytest.mark.parametrize("empty", ["part-1.parquet", "b.jsonl", "b.txt", "b.csv", "zero"])
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt"])
+def test_empty_files_hold_no_rows(name: str, empty: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / name).write_bytes(b"x\n")
+    (tmp_path / empty).touch()
+    assert _listed(tmp_path) == [name]
+    assert caplog.text.count(empty) == 1
+    (tmp_path / name).unlink()
+    if empty != "zero":
+        assert _listed(tmp_path) == [empty]  # nothing else is there, so reading says what is wrong, or has no rows
 
 
 def test_a_file_of_an_unknown_kind_ends_the_job_with_a_glob_that_works(tmp_path: Path) -> None:

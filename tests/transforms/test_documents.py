@@ -262,7 +262,7 @@ def test_many_files_of_few_schemas_are_unified_schema_by_schema(
 def test_small_files_share_a_split_and_parts_do_not_mix(tmp_path: Path, read: Any) -> None:
     for number in range(10):
         write(tmp_path, f"{number}.jsonl" if number % 2 else f"{number}.parquet", [{"text": str(number)}])
-    write(tmp_path, "55.jsonl", [{"text": "x"}]).write_text("")
+    write(tmp_path, "55.jsonl", [{"text": "x"}]).write_text("\n")
     found = read([tmp_path / "*.parquet", tmp_path / "*.jsonl"])
     assert len(found.splits) == 1
     assert [batch.num_rows for batch in found.batches] == [1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1]

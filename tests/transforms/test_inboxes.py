@@ -51,6 +51,18 @@ def test_an_inbox_without_any_file_leaves_the_output_as_it_is(inbox: Folder) -> 
     assert ids(OUT) == ["t1"]
 
 
+def test_an_inbox_of_empty_files_leaves_the_output_as_it_is(inbox: Folder) -> None:
+    inbox.put("monday", ["m1"])
+    run(inbox.url, OUT)
+    filesystems.write_bytes(inbox.path("monday"), b"")
+    with pytest.raises(InputError, match=r"files of the input are empty.*'memory://inboxes/out' stays as it is"):
+        run(inbox.url, OUT)
+    assert ids(OUT) == ["m1"]
+    inbox.put("tuesday", ["t1"])
+    run(inbox.url, OUT)
+    assert ids(OUT) == ["t1"]
+
+
 def test_a_key_that_only_the_second_day_has_is_told(inbox: Folder) -> None:
     inbox.put("monday", ["m1"])
     run(inbox.url, OUT)

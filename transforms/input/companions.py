@@ -9,12 +9,11 @@ from fnmatch import fnmatchcase
 from distilbeam.transforms.errors import InputError
 from distilbeam.transforms.storage.filesystems import FileInfo
 
-from .formats.kinds import detect, detect_file
+from .formats.kinds import COMPRESSIONS, detect, detect_file
 
 __all__ = ["describe", "is_companion", "pass_over"]
 
 _SHOWN = 5
-_MAY_BE_EMPTY = (("jsonl", None), ("text", None))  # in which an empty file has no rows and is sound
 # What people, tools and stores leave beside data, by the name in lower case. Files whose name begins with "_" or "."
 # are hidden and not seen at all.
 _PAPERS = re.compile(
@@ -28,15 +27,29 @@ _COMPANION = re.compile(
     # marks, checksums, signatures and logs of whoever wrote the data
     r".*\.(success|done|ok|ctl|lock|pid|crc|md5|md5sum|sha1|sha256|sha256sum|sha512|asc|sig|torrent|log|log\.gz|err|"
     # files on their way, and those of before
-    r"tmp|temp|partial|filepart|crdownload|inprogress|uploading|incomplete|swp|orig|bak|old|backup|lnk|"
+    r"tmp|temp|partial|filepart|crdownload|opdownload|aria2|inprogress|uploading|incomplete|"
+    r"swp|orig|bak|old|backup|lnk|"
     # texts on the data, their pictures, code and settings
     r"md|markdown|rst|adoc|html|htm|css|pdf|bib|tex|png|jpg|jpeg|gif|svg|webp|ico|avsc|py|pyc|ipynb|r|sh|sql|js|"
     r"yaml|yml|toml|ini|cfg|cff|conf)"
 )
-# These tell of data where data of another format lies beside them; among files of JSON alone they may be documents.
-_BESIDE = re.compile(
-    r"(config|description|features|index|info|manifest|metadata|package|provenance|schema|splits|state|statistics|"
-    r"stats|summary)\.json"
+# Of a file of data that is still on its way, and where its rows lie; alone such an ending may be that of data.
+_OF_DATA = re.compile(
+    r".*\.(parquet|pq|parq|jsonl|ndjson|jl|json|csv|tsv|txt|arrow|arrows|feather|ipc|avro)"
+    r"(\.(gz|gzip|bgz|zst|zstd|bz2|xz))?\.(part|download|idx|index)"
+)
+_WORDS = (
+    r"readme|changelog|citation|config|description|features|index|info|labels|licen[cs]e|manifest|meta|"
+    r"metadata|package|provenance|schema|splits|state|statistics|stats|summary|tokenizer|version|vocab"
+)
+# These tell of data where data lie beside them; alone they may be documents.
+_BESIDE_JSON = re.compile(
+    rf"(({_WORDS})|(dataset|data|export|generation|load|model|run|special_tokens|tokenizer)[_-]({_WORDS}|map))\.json"
+)
+# Texts may have any name among texts, so these tell of data only where those have another format.
+_BESIDE_TEXT = re.compile(
+    rf"({_WORDS}|log|logs|errors?|classes|codebook|data_?dictionary|notes?|files?|filelist|file_list|history|changes|"
+    r"notice|copying|terms|authors|contributors|security|todo|about|sources?)(\.txt)?"
 )
 
 
@@ -49,14 +62,15 @@ def is_companion(name: str) -> bool:
     name = name.lower()
     if _PAPERS.fullmatch(name) and _format(name) in (None, "text"):
         return True
-    return _COMPANION.fullmatch(name) is not None
+    return _COMPANION.fullmatch(name) is not None or _OF_DATA.fullmatch(name) is not None
 
 
 def pass_over(pattern: str, files: Sequence[FileInfo], format: str | None) -> tuple[list[FileInfo], list[str]]:
     """The data among the files that a folder or glob stands for, all of one format, and the URLs of the others.
 
-    Known companions are no data, and neither are empty files where the format has none. A glob that spells a
-    companion's name, such as ``*.md``, wants it.
+    Known companions are no data, and neither are files of 0 bytes beside others. A glob that spells a companion's name,
+    such as ``*.md``, wants it. Files that end in ``.json`` often only tell of those that end in ``.jsonl``, so the two
+    count as two formats unless the glob spells both, as ``*.json*`` does, or the format is given.
 
     Args:
         pattern: the folder or glob.
@@ -75,7 +89,9 @@ def pass_over(pattern: str, files: Sequence[FileInfo], format: str | None) -> tu
             f"{pattern!r} holds nothing but files that usually lie beside data, such as {example!r}; to read them as "
             f"documents name them, or give a glob that spells their ending, and set `format` to one of the formats"
         )
-    data = [info for info in data if info.size or _format_and_packing(info.url) in _MAY_BE_EMPTY] or data
+    if not any(info.url.endswith(f"/{_name(pattern)}") for info in data):  # as ``**/info.json`` spells one
+        data = _without_beside(data, format)
+    data = [info for info in data if info.size] or data
     data = _of_one_format(pattern, data, format)
     kept = {info.url for info in data}
     return data, [info.url for info in files if info.url not in kept]
@@ -122,20 +138,45 @@ def _of_one_format(pattern: str, data: Sequence[FileInfo], format: str | None) -
                 f"{error}; to pass over files that are no data give a glob of those that are, such as "
                 f"{_example(pattern, data)!r}"
             ) from None
-    if len(by_format) > 1 and "jsonl" in by_format:
-        others = [info for info in by_format["jsonl"] if not _BESIDE.fullmatch(info.url.rpartition("/")[2].lower())]
-        if others:
-            by_format["jsonl"] = others
-        else:
-            del by_format["jsonl"]
     if len(by_format) > 1:
         found = " and ".join(f"{name} ({infos[0].url!r})" for name, infos in sorted(_named(by_format)))
         raise InputError(
             f"{pattern!r} holds files of several formats: {found}; set `format` to one of them, which passes over the "
             f"others, or give a glob for each, such as {_example(pattern, data)!r}"
         )
-    kept = {info.url for infos in by_format.values() for info in infos}
-    return [info for info in data if info.url in kept]
+    if ".json" not in pattern.rpartition("/")[2]:
+        _check_spelling(pattern, data)
+    return list(data)
+
+
+def _check_spelling(pattern: str, data: Sequence[FileInfo]) -> None:
+    """Raises InputError where files in ``.json`` lie beside JSON lines of another name."""
+    lines = [info for info in data if _format(info.url) == "jsonl"]
+    spelled = {_ending(info.url).partition(".")[0] == "json": info for info in lines}
+    if len(spelled) > 1:
+        raise InputError(
+            f"{pattern!r} holds files that end in .json ({spelled[True].url!r}) beside others of JSON lines "
+            f"({spelled[False].url!r}), of which they may only tell; set `format` to 'jsonl' to read both, or give a "
+            f"glob for those that are data, such as {_example(pattern, [spelled[False]])!r}"
+        )
+
+
+def _is_beside(name: str) -> bool:
+    return bool(_BESIDE_JSON.fullmatch(name.lower()) or _BESIDE_TEXT.fullmatch(name.lower()))
+
+
+def _without_beside(data: list[FileInfo], format: str | None) -> list[FileInfo]:
+    """The files without those that only tell of the others, if there are others of the format."""
+    others = {info.url: _format(info.url) for info in data if not _is_beside(info.url.rpartition("/")[2])}
+    formats = {found for found in others.values() if format in (None, found) or found is None}
+    if not formats:
+        return data
+    texts = formats <= {"text", None}
+
+    def is_data(info: FileInfo) -> bool:
+        return info.url in others or (texts and _BESIDE_TEXT.fullmatch(info.url.rpartition("/")[2].lower()) is not None)
+
+    return [info for info in data if is_data(info)]
 
 
 def _named(by_format: dict[str | None, list[FileInfo]]) -> Iterable[tuple[str, list[FileInfo]]]:
@@ -160,9 +201,15 @@ def _example(pattern: str, data: Sequence[FileInfo]) -> str:
     sizes: dict[str, int] = {}
     for info in data:
         if _format(info.url) is not None:
-            ending = info.url.rpartition("/")[2].rpartition(".")[2]
+            ending = _ending(info.url)
             sizes[ending] = sizes.get(ending, 0) + info.size
     ending = max(sizes, key=lambda name: sizes[name]) if sizes else "parquet"
     literal = re.split(r"[*?\[]", pattern)[0]
     folder = pattern if literal == pattern else literal.rpartition("/")[0]
     return f"{folder.rstrip('/')}/**/*.{ending}"
+
+
+def _ending(url: str) -> str:
+    """What tells the format in the name of a file, with that of its compression: ``jsonl.gz``."""
+    pieces = url.rpartition("/")[2].lower().split(".")
+    return ".".join(pieces[-2 if len(pieces) > 2 and f".{pieces[-1]}" in COMPRESSIONS else -1 :])

@@ -16,7 +16,7 @@ from distilbeam.transforms.input.planning import UNTYPED, InputFile, cut, find_m
 from distilbeam.transforms.input.read_settings import ReadSettings
 from distilbeam.transforms.input.splits import Part, Split
 from distilbeam.transforms.input.text_columns import warn_of_absent
-from distilbeam.transforms.storage.filesystems import FileInfo
+from distilbeam.transforms.storage.filesystems import FileInfo, NoFilesError
 
 from .manifest import PartRecord, SplitRecord
 
@@ -133,10 +133,13 @@ def plan_increment(
         ``record``. And the covered files that are still there as they were.
 
     Raises:
-        InputError: nothing matches, or a file cannot be read.
+        NoFilesError: nothing matches, or there are only files of 0 bytes and the output has rows.
+        InputError: a file cannot be read.
         Misfit: a file has columns that do not fit into the schema.
     """
     files = {info.url: info for info in list_inputs(settings)}
+    if any(record.seen for record in records) and not any(info.size for info in files.values()):
+        raise NoFilesError(f"all files of the input are empty, with 0 bytes, such as {min(files)!r}")
     there = [info for url, info in files.items() if _is_same(covered.get(url), info)]
     todo = files.keys() - {info.url for info in there}
 
