@@ -86,7 +86,8 @@ def summary_lines(summary: Summary) -> list[str]:
             f"{summary.output.rstrip('/')}/_distilbeam/manifest.json name them"
         )
     if summary.losses.files:
-        lost = f"about {summary.losses.rows:,} more rows" if summary.losses.unknown is None else "more rows"
+        known = summary.losses.unknown is None and summary.losses.rows
+        lost = f"about {summary.losses.rows:,} more rows" if known else "an unknown number of rows"
         told.append(
             f"lost: {lost} of {_plural(summary.losses.files, 'damaged file')}, for which one reject stands each"
         )

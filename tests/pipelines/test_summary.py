@@ -12,6 +12,7 @@ from distilbeam.pipelines import job
 from distilbeam.pipelines.display import show_summary
 from distilbeam.pipelines.job import Summary
 from distilbeam.transforms.output.increments import Changes, compare
+from distilbeam.transforms.output.losses import Losses
 from distilbeam.transforms.output.records import SplitRecord
 from tests.plans import Plan
 
@@ -91,3 +92,16 @@ def test_runs_of_a_growing_folder(tmp_path: Path, checkpoints: Any) -> None:
     assert (anew.rows, anew.rows_computed, anew.tokens_computed) == (4, 4, second.tokens)
     assert (anew.changes.splits_kept, anew.changes.splits_redone, anew.changes.splits_added) == (0, 2, 0)
     assert before == job.FINISHED, "what it has found finished is not forgotten"
+
+
+@pytest.mark.parametrize(
+    ("losses", "count"),
+    [
+        (Losses(30, 1), "about 30 more rows"),
+        (Losses(0, 1), "an unknown number of rows"),
+        (Losses(30, 1, "a.gz"), "an unknown number of rows"),
+    ],
+)
+def test_what_nobody_knows_of_a_damaged_file_is_told_so(losses: Losses, count: str) -> None:
+    line = f"lost: {count} of 1 damaged file, for which one reject stands each"
+    assert line in told(replace(FIRST, losses=losses))
