@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilbeam.transforms.errors import InputError
+from distilbeam.transforms.errors import InputError, SettingsError
 from distilbeam.transforms.input import keys
 from distilbeam.transforms.input.formats import jsonl
 from distilbeam.transforms.input.planning import plan_splits, read_schema
@@ -125,6 +125,12 @@ def test_strict_reading_ends_at_a_key_that_no_column_takes(unseen: Path) -> None
     with pytest.raises(InputError, match=r"a\.jsonl' have keys that are no columns") as told:
         _read(unseen, strict=True)
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("strict", ["yes", "false", 1, None])
+def test_strict_is_a_bool(strict: Any) -> None:
+    with pytest.raises(SettingsError, match="`strict` must be True or False"):
+        ReadSettings("in", strict=strict)
 
 
 _VALUES = st.one_of(st.none(), st.integers(-9, 9), st.text("ab", max_size=2), st.lists(st.integers(0, 3), max_size=2))

@@ -75,6 +75,8 @@ class ReadSettings:
         self._check_delimited()
         _one_of("nulls", self.nulls, ("reject", "keep"))
         _one_of("bad_files", self.bad_files, ("fail", "reject"))
+        if not isinstance(self.strict, bool):
+            raise SettingsError(f"`strict` must be True or False, not {self.strict!r:.80}")
         if not isinstance(self.separator, str):
             raise SettingsError(f"`separator` must be a text, not {self.separator!r}")
         if self.id is not None:
