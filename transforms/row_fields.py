@@ -301,8 +301,8 @@ def _misfits(field: pa.Field, rows: Sequence[Mapping[str, Any]]) -> dict[int, Re
         position: Reject.of(
             "write",
             error,
-            f"the field {field.name!r} holds a {type(rows[position].get(field.name)).__name__} that is no "
-            f"{field.type}; its type is given by WriteFeatures(schema=pa.schema([...]))",
+            f"the field {field.name!r} holds a value of type {type(rows[position].get(field.name)).__name__} that is "
+            f"no {field.type}; its type is given by WriteFeatures(schema=pa.schema([...]))",
         )
         for position, error in find_failing(np.arange(len(rows)), failure, known=True).items()
     }

@@ -82,7 +82,8 @@ class Upstream:
             )
         _log.warning(
             "the steps %s make rows of the batches of ReadDocuments: they are written as rows from anywhere, and what "
-            "was rejected before is only counted (read_rejects, rejected_by_model), not written; `Rejects` gives it",
+            "was rejected before is only counted (read_rejects, rejected_by_model), not written; the transform Rejects "
+            "gives it",
             steps,
         )
         return replace(self, reading=None)

@@ -213,7 +213,10 @@ def test_rows_that_do_not_fit_are_set_aside(
         ("when", "Timestamp", "timestamp[us]"),
         ("tags", "list", "list<item: string>"),
     ]
-    expected = [f"the field {name!r} holds a {held} that is no {kind}" for name, held, kind in (*fields * 3, *others)]
+    expected = [
+        f"the field {name!r} holds a value of type {held} that is no {kind}"
+        for name, held, kind in (*fields * 3, *others)
+    ]
     assert sorted(reasons) == sorted(expected)
     assert "private" not in str(rejects.to_pylist()) + caplog.text
 
