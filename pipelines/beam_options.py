@@ -58,7 +58,7 @@ def refuse_beam_settings(function: str, names: Iterable[str]) -> None:
         if f"--{name}" in beam_flags():
             raise UnknownSettingError(
                 f"{function} has no setting {name!r}, which is an option of Apache Beam; give it in `beam_options`, "
-                f"such as beam_options={{{name!r}: ...}}"
+                f"a list of flags or a mapping such as {{{name!r}: ...}}"
             )
 
 

@@ -82,7 +82,7 @@ def summary_lines(summary: Summary) -> list[str]:
     if summary.unread:
         # Their names are data, which a terminal or a log may keep.
         told.append(
-            f"keys of JSON objects that are no columns of the output: {len(summary.unread):,}; `Summary.unread` and "
+            f"keys of JSON objects that are no columns of the output: {len(summary.unread):,}; Summary.unread and "
             f"{summary.output.rstrip('/')}/_distilbeam/manifest.json name them"
         )
     if summary.losses.files:

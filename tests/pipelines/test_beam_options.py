@@ -90,7 +90,7 @@ def test_what_is_no_option_is_refused(given: Any, told: str) -> None:
 
 
 def test_an_option_of_beam_given_as_a_setting() -> None:
-    with pytest.raises(SettingsError, match=r"no setting 'runner'.*beam_options=\{'runner': \.\.\.\}"):
+    with pytest.raises(SettingsError, match=r"no setting 'runner'.*such as \{'runner': \.\.\.\}"):
         tokenize("none", input="in", output="out", runner="FlinkRunner")
     with pytest.raises(SettingsError, match="did you mean `max_length`"):
         tokenize("none", input="in", output="out", max_lenght=5)

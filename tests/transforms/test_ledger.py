@@ -371,7 +371,7 @@ OLD_PARQUET = parquet(id=["a"], text=["t"], n=pa.array([1], pa.int64()), x=pa.ar
         ("jsonl", OLD_LINES, lines({"text": "t", "x": 2, "n": None, "id": "b"}), {"n": None, "x": 2.0}),
         ("jsonl", OLD_LINES, lines({"id": "b", "text": "t", "deep": {"l": []}}), {"deep": {"k": None, "l": []}}),
         ("jsonl", OLD_LINES, lines({"id": "b", "text": None}), {}),
-        ("jsonl", OLD_LINES, b"", {}),
+        ("jsonl", OLD_LINES, b"\n", {}),
         ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], n=pa.array([7], pa.int16())), {"n": 7, "x": None}),
         ("parquet", OLD_PARQUET, parquet(x=pa.array([1], pa.int32()), text=["t"], id=["b"]), {"n": None, "x": 1.0}),
         ("parquet", OLD_PARQUET, parquet(id=["b"], text=["t"], n=[2.0]), {"n": 2, "x": None}),
