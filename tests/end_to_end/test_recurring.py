@@ -272,7 +272,10 @@ def test_days_on_s3(tiny: str, passed: list[int]) -> None:
         assert (done.rows, done.splits, done.changes.files_kept, done.changes.files_added) == (1, 1, 1, 1)
         assert passed == [1]
         table = pa.concat_tables(
-            [pq.read_table(pa.BufferReader(files.cat_file(path))) for path in files.glob(f"{bucket}/day-2/*.parquet")]
+            [
+                pq.read_table(pa.BufferReader(files.cat_file(path)))
+                for path in files.glob(f"{bucket}/day-2/features/*.parquet")
+            ]
         )
         assert table["id"].to_pylist() == ["b1"]
         passed.clear()
